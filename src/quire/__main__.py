@@ -1,0 +1,7 @@
+"""``python -m quire`` is ``quire``."""
+
+import sys
+
+from quire.cli.main import main
+
+sys.exit(main())

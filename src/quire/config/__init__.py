@@ -1,0 +1,1 @@
+"""Options: declared once here; flags, YAML, environment and docs derive from the declarations."""

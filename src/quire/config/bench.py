@@ -1,0 +1,57 @@
+"""Options of ``quire bench``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+from quire.config.options import ConfigError, Options, option
+
+WORKLOAD_NAMES = ("nano", "sharegpt", "prefill", "decode1", "prefix", "w1", "w2", "w3", "w4", "random")
+
+_work = partial(option, group="Workload")
+_load = partial(option, group="Load")
+_result = partial(option, group="Results")
+
+
+@dataclass(frozen=True)
+class WorkloadConfig(Options):
+    """Which requests. All are token ids with fixed output lengths, drawn from a seed."""
+
+    workload: str = _work("w1", "Set of requests; see docs/benchmarks.md.", choices=WORKLOAD_NAMES)
+    num_prompts: int | None = _work(None, "Use only so many requests (random: make so many).", low=1, high=1_000_000)
+    input_len: int = _work(128, "Prompt tokens of the random workload.", low=1, high=2**24, metavar="TOKENS")
+    output_len: int = _work(128, "Output tokens of the random workload.", low=1, high=2**24, metavar="TOKENS")
+    workload_seed: int = _work(0, "Seed of the draw.", low=0)
+    result: str | None = _result(None, "Write the figures to this JSON file.", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class LatencyConfig(Options):
+    batch_size: int = _work(1, "Requests in the batch.", low=1, high=4096)
+    input_len: int = _work(128, "Prompt tokens of each request.", low=1, high=2**24, metavar="TOKENS")
+    output_len: int = _work(128, "Output tokens of each request.", low=1, high=2**24, metavar="TOKENS")
+    num_iters: int = _work(5, "Timed runs.", low=1, high=10_000)
+    num_iters_warmup: int = _work(1, "Runs before the timed ones.", low=0, high=10_000)
+    result: str | None = _result(None, "Write the figures to this JSON file.", metavar="FILE")
+
+
+@dataclass(frozen=True)
+class LoadConfig(Options):
+    """How ``bench serve`` sends the requests, and where."""
+
+    base_url: str = _load("http://127.0.0.1:8000", "Server under test; any with OpenAI's API.", "--url", metavar="URL")
+    model: str | None = _load(None, "Name of the model in the API (default: the server's first).", metavar="NAME")
+    api_key: str | None = _load(None, "Key of the server.", env=("VLLM_API_KEY", "OPENAI_API_KEY"), secret=True)
+    max_concurrency: int | None = _load(None, "Most requests in flight (default: the workload's own).", low=1, high=10_000)
+    request_rate: tuple[float, ...] = _load(
+        (), "Requests a second, arriving as a Poisson process; several rates run one after another.", metavar="RATE"
+    )
+    text_prompts: bool = _load(
+        False, "Send text of about the same length instead of token ids, for servers that take no ids."
+    )
+    plot: str | None = _result(None, "Draw the distribution of the latencies into this PNG file.", metavar="FILE")
+
+    def check(self) -> None:
+        if any(rate <= 0 for rate in self.request_rate):
+            raise ConfigError("request_rate", "--request-rate must be above 0.")

@@ -1,0 +1,112 @@
+"""Reading a Hugging Face config: every value checked, every error naming the field."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from quire.model.rope import check_scaling
+from quire.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, RopeSpec
+from quire.weights.errors import CheckpointError
+
+_MAX_COUNT = 1 << 24
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "swish": "silu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu2",
+}
+
+
+@dataclass(frozen=True)
+class ConfigReader:
+    """Typed access to ``config``; raises ``CheckpointError`` for a value that is missing or absurd."""
+
+    config: dict[str, Any]
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_COUNT:
+            raise CheckpointError(f"The model's config has no usable {key}: a positive integer is needed.")
+        return value
+
+    def number(self, key: str, default: float) -> float:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
+            raise CheckpointError(f"The model's config has no usable {key}: a positive number is needed.")
+        return float(value)
+
+    def head_dim(self) -> int:
+        heads = self.count("num_attention_heads")
+        return self.count("head_dim", self.count("hidden_size") // heads)
+
+    def activation(self, default: str, key: str = "hidden_act") -> Activation:
+        name = self.config.get(key) or default
+        if name not in _ACTIVATIONS:
+            raise CheckpointError(f"The activation {str(name)[:40]!r} ({key}) is not supported.")
+        return _ACTIVATIONS[name]
+
+    def rope(self, head_dim: int, parameters: dict[str, Any] | None = None) -> RopeSpec:
+        """Transformers 5 puts the base among ``rope_parameters``; 4 had ``rope_theta`` and ``rope_scaling``."""
+        parameters = parameters or self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
+        if not isinstance(parameters, dict):
+            raise CheckpointError("The model's config has a rope_scaling that is no table.")
+        merged = ConfigReader({"rope_theta": self.config.get("rope_theta"), **parameters})
+        factor = float(parameters.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
+        scaling = {k: v for k, v in parameters.items() if k not in ("rope_theta", "partial_rotary_factor")}
+        scaling["rope_type"] = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        spec = RopeSpec(
+            merged.number("rope_theta", 10_000.0),
+            int(head_dim * factor),
+            tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in scaling.items() if v is not None)),
+        )
+        check_scaling(spec)
+        return spec
+
+    def window(self) -> int | None:
+        return None if self.config.get("sliding_window") is None else self.count("sliding_window")
+
+    def layer_types(self, default_period: int) -> list[str]:
+        """Attention kind of each layer: listed, or every ``sliding_window_pattern``-th one full."""
+        layers = self.count("num_hidden_layers")
+        types = self.config.get("layer_types")
+        if types is None:
+            period = self.count("sliding_window_pattern", default_period)
+            return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
+        if not isinstance(types, list) or len(types) != layers:
+            raise CheckpointError(f"The model's config must list {layers} layer_types, one for each layer.")
+        return types
+
+    def eos_token_ids(self) -> tuple[int, ...]:
+        ids = self.config.get("eos_token_id")
+        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
+        return tuple(i for i in ids if isinstance(i, int))
+
+    def decoder(
+        self,
+        family: str,
+        layers: tuple[LayerSpec, ...],
+        final_norm: NormSpec,
+        *,
+        tied_head: bool | None = None,
+        embedding_multiplier: float = 1.0,
+    ) -> DecoderSpec:
+        tied = bool(self.config.get("tie_word_embeddings", False)) if tied_head is None else tied_head
+        return DecoderSpec(
+            family=family,
+            hidden_size=self.count("hidden_size"),
+            vocab_size=self.count("vocab_size"),
+            max_position=self.count("max_position_embeddings"),
+            layers=layers,
+            final_norm=final_norm,
+            tied_head=tied,
+            embedding_multiplier=embedding_multiplier,
+            logit_softcap=self.config.get("final_logit_softcapping"),
+            eos_token_ids=self.eos_token_ids(),
+        )

@@ -1,0 +1,113 @@
+"""The one decoder: its parts are chosen by the spec, its arithmetic is done by the ops of a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quire.model.linear import Linear
+from quire.model.rope import cos_sin_table
+from quire.model.spec import AttentionSpec, DecoderSpec, LayerSpec, RopeSpec
+from quire.ops.backend import AttentionStep, Ops, Pages, Weight
+
+
+@dataclass(frozen=True)
+class LayerWeights:
+    attention_norm: torch.Tensor
+    qkv: Linear
+    q_norm: torch.Tensor | None
+    k_norm: torch.Tensor | None
+    out: Linear
+    post_attention_norm: torch.Tensor | None
+    mlp_norm: torch.Tensor
+    gate_up: Linear
+    down: Linear
+    post_mlp_norm: torch.Tensor | None
+
+
+@dataclass(frozen=True)
+class DecoderWeights:
+    embedding: Weight
+    layers: tuple[LayerWeights, ...]
+    final_norm: torch.Tensor
+    head: Linear
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices; a tied head counts once."""
+        linears = [w for layer in self.layers for w in (layer.qkv, layer.out, layer.gate_up, layer.down)]
+        tied = any(part is self.embedding for part in self.head.parts)
+        return sum(w.nbytes for w in linears) + self.embedding.nbytes + (0 if tied else self.head.nbytes)
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tokens of all sequences laid end to end; ``attention`` holds one entry for each KV group."""
+
+    token_ids: torch.Tensor  # [T] int64
+    attention: Sequence[AttentionStep]
+
+
+def kv_windows(spec: DecoderSpec) -> list[int | None]:
+    """The window of each KV group, full attention (``None``) first; layers of equal window share a group."""
+    windows = {layer.attention.window for layer in spec.layers}
+    return sorted(windows, key=lambda window: (window is not None, window or 0))
+
+
+class Decoder:
+    """Runs a step's tokens through all layers. ``max_positions`` bounds the rotary tables."""
+
+    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, ops: Ops, max_positions: int) -> None:
+        self.spec = spec
+        self._weights = weights
+        self._ops = ops
+        windows = kv_windows(spec)
+        self._group = [windows.index(layer.attention.window) for layer in spec.layers]
+        tables: dict[RopeSpec, torch.Tensor] = {}
+        for layer in spec.layers:
+            rope = layer.attention.rope
+            if rope is not None and rope not in tables:
+                tables[rope] = cos_sin_table(rope, max_positions)
+        self._cos_sin = [tables[a.rope] if (a := layer.attention).rope else None for layer in spec.layers]
+
+    def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
+        """Last hidden states ``[T, hidden]``, normed; writes keys and values to ``pages`` (one entry a layer)."""
+        ops = self._ops
+        x = ops.embed(self._weights.embedding, step.token_ids, self.spec.embedding_multiplier)
+        residual: torch.Tensor | None = None
+        for i, (layer, w) in enumerate(zip(self.spec.layers, self._weights.layers, strict=True)):
+            eps = layer.norm.eps
+            x, residual = ops.rms_norm(x, w.attention_norm, eps, residual)
+            x = self._attention(i, layer.attention, w, x, pages[i], step.attention[self._group[i]])
+            x = self._post(x, w.post_attention_norm, eps)
+            x, residual = ops.rms_norm(x, w.mlp_norm, eps, residual)
+            x = self._mlp(layer, w, x)
+            x = self._post(x, w.post_mlp_norm, eps)
+        return ops.rms_norm(x, self._weights.final_norm, self.spec.final_norm.eps, residual)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 ``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
+        logits = self._weights.head(self._ops, hidden).float()
+        cap = self.spec.logit_softcap
+        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
+
+    def _post(self, x: torch.Tensor, norm: torch.Tensor | None, eps: float) -> torch.Tensor:
+        return x if norm is None else self._ops.rms_norm(x, norm, eps)[0]
+
+    def _attention(
+        self, i: int, a: AttentionSpec, w: LayerWeights, x: torch.Tensor, pages: Pages, step: AttentionStep
+    ) -> torch.Tensor:
+        ops = self._ops
+        qkv = w.qkv(ops, x)
+        eps = a.qk_norm.eps if a.qk_norm else 0.0
+        interleaved = a.rope is not None and a.rope.interleaved
+        q = ops.qk_norm_rope_store(
+            qkv, a.heads, a.kv_heads, a.head_dim, w.q_norm, w.k_norm, eps, self._cos_sin[i], interleaved, pages, step
+        )
+        y = ops.attention(q, pages, step, a.heads, a.kv_heads, a.head_dim, a.scale, a.window, a.softcap)
+        return w.out(ops, y)
+
+    def _mlp(self, layer: LayerSpec, w: LayerWeights, x: torch.Tensor) -> torch.Tensor:
+        return w.down(self._ops, self._ops.gate_up_act(w.gate_up(self._ops, x), layer.mlp.activation))

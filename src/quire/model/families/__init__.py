@@ -1,0 +1,33 @@
+"""Model families: each a file that turns a Hugging Face config into a spec and names the weights."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from quire.model.families import gemma3, llama, qwen2
+from quire.model.spec import DecoderSpec
+from quire.model.weight_map import WeightMap
+from quire.weights.errors import CheckpointError
+
+
+class Family(Protocol):
+    """A module of this package."""
+
+    MODEL_TYPES: tuple[str, ...]
+    WEIGHTS: WeightMap
+
+    def spec(self, config: dict[str, Any]) -> DecoderSpec: ...
+
+
+FAMILIES: dict[str, Any] = {name: module for module in (llama, qwen2, gemma3) for name in module.MODEL_TYPES}
+
+
+def family_of(config: dict[str, Any]) -> Family:
+    """The family of a checkpoint's config. Raises ``CheckpointError`` naming what is supported."""
+    model_type = config.get("model_type")
+    if model_type not in FAMILIES:
+        raise CheckpointError(
+            f"The architecture {str(model_type)[:60]!r} is not supported; supported are {', '.join(sorted(FAMILIES))}."
+        )
+    family: Family = FAMILIES[model_type]
+    return family

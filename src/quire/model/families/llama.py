@@ -1,0 +1,34 @@
+"""Llama 1-3 and what shares its architecture (Mistral, SmolLM2, Yi, ...)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from quire.model.config_reader import ConfigReader
+from quire.model.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
+from quire.model.weight_map import WeightMap
+
+MODEL_TYPES: tuple[str, ...] = ("llama", "mistral")
+WEIGHTS = WeightMap()
+
+
+def spec(config: dict[str, Any]) -> DecoderSpec:
+    return spec_from(ConfigReader(config), qkv_bias=bool(config.get("attention_bias", False)))
+
+
+def spec_from(c: ConfigReader, qkv_bias: bool, out_bias: bool | None = None) -> DecoderSpec:
+    """The plain pre-norm gated decoder, for families that differ from Llama in a flag or two."""
+    norm = NormSpec(eps=c.number("rms_norm_eps", 1e-6))
+    head_dim = c.head_dim()
+    attention = AttentionSpec(
+        heads=c.count("num_attention_heads"),
+        kv_heads=c.count("num_key_value_heads", c.count("num_attention_heads")),
+        head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=c.rope(head_dim),
+        window=c.window(),
+        qkv_bias=qkv_bias,
+        out_bias=qkv_bias if out_bias is None else out_bias,
+    )
+    mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
+    return c.decoder("llama", (LayerSpec(attention, mlp, norm),) * c.count("num_hidden_layers"), norm)

@@ -1,0 +1,147 @@
+"""The functions a decoder is made of. Each backend (reference, cpu, triton) offers all of them.
+
+Shapes: ``T`` tokens of all sequences of a step laid end to end, ``S`` sequences, ``H`` query heads, ``G`` key/value
+heads, ``D`` head size, ``N`` outputs, ``K`` inputs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from quire.ops.layouts import Layout
+
+
+@dataclass(frozen=True)
+class Pages:
+    """Keys and values of one layer. The order inside a page is the backend's own."""
+
+    k: torch.Tensor
+    v: torch.Tensor
+    page_size: int
+
+
+@dataclass(frozen=True)
+class AttentionStep:
+    """Where a step's tokens stand, for one group of layers.
+
+    ``slots[t] = page * page_size + offset`` of token t. Sequence s has its queries at rows ``query_start[s]`` to
+    ``query_start[s + 1]``, its last query at position ``context_len[s] - 1``; position p's page is
+    ``block_table[s, p // page_size]`` (entries for positions out of the window are never read).
+    """
+
+    positions: torch.Tensor  # [T] int32
+    slots: torch.Tensor  # [T] int64
+    query_start: torch.Tensor  # [S + 1] int32
+    context_len: torch.Tensor  # [S] int32
+    block_table: torch.Tensor  # [S, pages] int32
+    page_size: int
+
+
+@dataclass(frozen=True)
+class SampleStep:
+    """Sampling parameters of the R rows of logits, as tensors; penalties and biases are applied before."""
+
+    temperature: torch.Tensor  # [R] float32; below 1e-5: greedy
+    top_k: torch.Tensor  # [R] int32; <= 0: off
+    top_p: torch.Tensor  # [R] float32; 1: off
+    min_p: torch.Tensor  # [R] float32; 0: off
+    seed: torch.Tensor  # [R] int64
+    position: torch.Tensor  # [R] int64: index of the sampled token in its sequence
+
+
+class Weight(Protocol):
+    """A packed weight: opaque, but for its shape ``(N, K)`` and its bytes."""
+
+    shape: tuple[int, int]
+    nbytes: int
+
+
+class Ops(Protocol):
+    name: str
+
+    def pack(self, layout: Layout) -> Weight:
+        """Reorder weights into what this backend's kernels read."""
+        ...
+
+    def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
+        """Rows ``ids`` ``[T] int64`` of the weight, times ``multiplier``: ``[T, K]``."""
+        ...
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``r = x + residual`` (or ``x``); returns ``(r / rms(r) * weight, r)``. May overwrite ``residual``."""
+        ...
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """``x [T, K] @ weight.T + bias``: ``[T, N]``."""
+        ...
+
+    def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """``act(x[:, :F]) * x[:, F:]`` for ``x [T, 2F]``."""
+        ...
+
+    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
+        """Pages for one layer; memory is not touched until it is written."""
+        ...
+
+    def qk_norm_rope_store(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        cos_sin: torch.Tensor | None,
+        interleaved: bool,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        """Norm q and k over each head (if given), rotate by position, write k and v to their pages; returns q.
+
+        ``qkv [T, (H + 2G) * D]`` may be overwritten. ``cos_sin [positions, rotary_dim]``: cosines of the
+        ``rotary_dim / 2`` frequencies, then sines; ``None``: no rotation. Returns q ``[T, H * D]`` (may be a view).
+        """
+        ...
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        pages: Pages,
+        step: AttentionStep,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        """Causal attention of each sequence's queries over its pages: ``[T, H * D]``.
+
+        ``window``: a query sees itself and the ``window - 1`` positions before it. ``softcap``: ``c * tanh(s / c)``.
+        """
+        ...
+
+    def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
+        """One token id a row of ``logits [R, V] float32``: ``[R] int64``.
+
+        Order: temperature, min_p, top_k, top_p (over what is left). Randomness comes from a counter-based generator
+        keyed by (seed, position) only, so a row's token depends on nothing but its own logits and parameters.
+        """
+        ...
+
+
+def backend(name: str, **settings: Any) -> Ops:
+    """The ops called ``reference`` or ``cpu`` (which is ``reference`` where its kernels could not be built)."""
+    if name == "cpu":
+        from quire.ops.cpu import load
+
+        return load(**settings)
+    from quire.ops.reference import ReferenceOps
+
+    return ReferenceOps()

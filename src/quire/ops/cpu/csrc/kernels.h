@@ -1,0 +1,86 @@
+// The operations, as a table of functions: one table for each instruction set.
+#pragma once
+
+#include <cstdint>
+
+#include "pool.h"
+#include "weights.h"
+
+namespace quire {
+
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2 };
+
+// k [pages, kv_heads, head_dim, page_size], v [pages, kv_heads, page_size, head_dim]
+struct PageTensors {
+  void* k;
+  void* v;
+  Type type;
+  int64_t pages;
+  int64_t kv_heads;
+  int64_t head_dim;
+  int64_t page_size;
+};
+
+struct Step {
+  int64_t tokens;
+  int64_t sequences;
+  const int32_t* positions;
+  const int64_t* slots;
+  const int32_t* query_start;
+  const int32_t* context_len;
+  const int32_t* block_table;
+  int64_t table_stride;  // elements from one sequence's row to the next
+  int64_t table_width;
+};
+
+struct StoreArgs {
+  float* qkv;  // [T, (H + 2G) * D]
+  int64_t heads;
+  const float* q_norm;
+  const float* k_norm;
+  float eps;
+  const float* cos_sin;  // [cos_sin_rows, rotary_dim]
+  int64_t cos_sin_rows;
+  int64_t rotary_dim;
+  bool interleaved;
+};
+
+struct AttentionArgs {
+  const float* q;
+  int64_t q_stride;  // elements from token to token
+  float* out;        // [T, H * D]
+  int64_t heads;
+  float scale;
+  int64_t window;  // 0: all
+  float softcap;   // 0: none
+};
+
+struct SampleArgs {
+  const float* logits;  // [R, V]
+  int64_t rows;
+  int64_t vocab;
+  const float* temperature;
+  const int32_t* top_k;
+  const float* top_p;
+  const float* min_p;
+  const int64_t* seed;
+  const int64_t* position;
+  int64_t* out;
+};
+
+struct Kernels {
+  const char* name;
+  void (*linear)(Pool&, const float* x, int64_t rows, const Weight&, const float* bias, float* out);
+  void (*embed)(Pool&, const Weight&, const int64_t* ids, int64_t count, float multiplier, float* out);
+  void (*rms_norm)(Pool&, const float* x, const float* weight, float eps, float* residual, int64_t rows, int64_t width,
+                   float* out);
+  void (*gate_up_act)(Pool&, const float* x, int64_t rows, int64_t width, Activation, float* out);
+  void (*store)(Pool&, const StoreArgs&, const PageTensors&, const Step&);
+  void (*attention)(Pool&, const AttentionArgs&, const PageTensors&, const Step&);
+  void (*sample)(Pool&, const SampleArgs&);
+};
+
+const Kernels& portable_kernels();
+const Kernels* avx2_kernels();  // nullptr where the processor (or the compiler) lacks AVX2, FMA or F16C
+
+}  // namespace quire

@@ -1,0 +1,1 @@
+constexpr Kernels kTable = {kName, linear, embed, rms_norm, gate_up_act, store_kv, attention, sample};

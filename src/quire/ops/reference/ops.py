@@ -1,0 +1,168 @@
+"""``ReferenceOps``: each op as the formula says, vectorised where that stays readable."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+
+from quire.ops.backend import AttentionStep, Pages, SampleStep, Weight
+from quire.ops.layouts import Layout
+from quire.ops.reference.sampling import sample
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+    "relu2": lambda x: F.relu(x).square(),
+}
+
+
+@dataclass(frozen=True)
+class DequantizedWeight:
+    """A weight as float32 ``[N, K]``."""
+
+    matrix: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.matrix.shape[0], self.matrix.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes
+
+
+class ReferenceOps:
+    """Pages lie as ``[pages, page_size, kv_heads, head_dim]``."""
+
+    name = "reference"
+
+    def pack(self, layout: Layout) -> DequantizedWeight:
+        return DequantizedWeight(layout.dequantize())
+
+    def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
+        rows = _matrix(weight)[ids]
+        return rows if multiplier == 1.0 else rows * multiplier
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x if residual is None else x + residual
+        return _rms_norm(total, weight, eps), total
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return F.linear(x, _matrix(weight), None if bias is None else bias.float())
+
+    def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        gate, up = x.chunk(2, dim=-1)
+        return ACTIVATIONS[activation](gate) * up
+
+    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
+        return self.new_pages_on(num_pages, page_size, kv_heads, head_dim, dtype, torch.device("cpu"))
+
+    def new_pages_on(
+        self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    ) -> Pages:
+        """As ``new_pages``, on any device."""
+        shape = (num_pages, page_size, kv_heads, head_dim)
+        k = torch.empty(shape, dtype=dtype, device=device)
+        return Pages(k, torch.empty_like(k), page_size)
+
+    def qk_norm_rope_store(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        cos_sin: torch.Tensor | None,
+        interleaved: bool,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        tokens = qkv.shape[0]
+        q, k, v = qkv.view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+        if q_norm is not None:
+            q = _rms_norm(q, q_norm, eps)
+        if k_norm is not None:
+            k = _rms_norm(k, k_norm, eps)
+        if cos_sin is not None:
+            table = cos_sin[step.positions.long()].float()
+            q, k = _rotate(q, table, interleaved), _rotate(k, table, interleaved)
+        pages.k.flatten(0, 1)[step.slots] = k.to(pages.k.dtype)
+        pages.v.flatten(0, 1)[step.slots] = v.to(pages.v.dtype)
+        return q.reshape(tokens, heads * head_dim)
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        pages: Pages,
+        step: AttentionStep,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        out = torch.empty_like(q)
+        starts, lengths = step.query_start.tolist(), step.context_len.tolist()
+        for s, length in enumerate(lengths):
+            rows = slice(starts[s], starts[s + 1])
+            count = rows.stop - rows.start
+            if count == 0:
+                continue
+            first = 0 if window is None else max(0, length - count - window + 1)
+            k, v = _gather(pages, step.block_table[s], first, length)
+            queries = q[rows].view(count, kv_heads, heads // kv_heads, head_dim)
+            scores = torch.einsum("qghd,kgd->ghqk", queries, k) * scale
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            query_pos = torch.arange(length - count, length, device=q.device)[:, None]
+            key_pos = torch.arange(first, length, device=q.device)[None, :]
+            hidden = key_pos > query_pos
+            if window is not None:
+                hidden |= key_pos <= query_pos - window
+            probs = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+            out[rows] = torch.einsum("ghqk,kgd->qghd", probs, v).reshape(count, heads * head_dim)
+        return out
+
+    def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
+        return sample(logits, step)
+
+
+def _matrix(weight: Weight) -> torch.Tensor:
+    if not isinstance(weight, DequantizedWeight):
+        raise TypeError(f"This weight was packed for another backend ({type(weight).__name__}).")
+    return weight.matrix
+
+
+def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + eps) * weight.float()
+
+
+def _rotate(x: torch.Tensor, table: torch.Tensor, interleaved: bool) -> torch.Tensor:
+    """Rotate ``x [T, heads, D]`` by ``table [T, rotary_dim]``; dimensions beyond ``rotary_dim`` stay."""
+    rotary_dim = table.shape[-1]
+    cos, sin = table[:, None, :].chunk(2, dim=-1)
+    turned, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    a, b = (turned[..., ::2], turned[..., 1::2]) if interleaved else turned.chunk(2, dim=-1)
+    a, b = a * cos - b * sin, b * cos + a * sin
+    turned = torch.stack((a, b), dim=-1).flatten(-2) if interleaved else torch.cat((a, b), dim=-1)
+    return torch.cat((turned, rest), dim=-1)
+
+
+def _gather(pages: Pages, table: torch.Tensor, first: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values ``[length - first, kv_heads, D]`` float32 of positions ``first`` to ``length``."""
+    size = pages.page_size
+    page_ids = table[first // size : -(-length // size)].long()
+    skip = first % size
+    k = pages.k[page_ids].flatten(0, 1)[skip : skip + length - first]
+    v = pages.v[page_ids].flatten(0, 1)[skip : skip + length - first]
+    return k.float(), v.float()

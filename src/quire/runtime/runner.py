@@ -1,0 +1,106 @@
+"""One model on one device: applies step plans, runs the decoder, samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from quire.engine.messages import TokenLogprobs
+from quire.engine.plan import KVGroup, SlotResult, SlotWork, StepPlan
+from quire.model.decoder import Decoder, kv_windows
+from quire.ops.backend import Ops, Pages
+from quire.runtime.memory import MemoryPlan
+from quire.runtime.sampler import LOGPROB_ROWS, Sampler, token_logprobs
+from quire.runtime.state import SlotState
+
+NOT_A_NUMBER = "The model computed values that are not numbers for this request."
+
+
+class ModelRunner:
+    """Implements ``engine.plan.Runner``. ``execute`` may be called again with the same work if it raised."""
+
+    def __init__(self, decoder: Decoder, ops: Ops, plan: MemoryPlan, slots: int, kv_dtype: torch.dtype) -> None:
+        spec = decoder.spec
+        self.max_model_len = plan.max_model_len
+        self.vocab_size = spec.vocab_size
+        self.page_size = plan.page_size
+        self.groups: list[KVGroup] = list(plan.groups)
+        self.kv_bytes = plan.kv
+        self.model_bytes = plan.weights
+        self.phases: dict[str, float] = {}
+        self._decoder = decoder
+        self._state = SlotState(slots, plan.max_model_len, plan.page_size, plan.groups)
+        self._sampler = Sampler(ops, slots, spec.vocab_size)
+        self._pages = _new_pages(decoder, ops, plan, kv_dtype)
+
+    def execute(self, plan: StepPlan) -> list[SlotResult]:
+        for slot in plan.release:
+            self._sampler.release(slot)
+        for admit in plan.admit:
+            self._state.admit(admit)
+            self._sampler.admit(admit)
+        for grant in plan.pages:
+            self._state.grant(grant)
+        if not plan.work:
+            return []
+        with torch.inference_mode():
+            return self._run(plan.work)
+
+    def _run(self, work: Sequence[SlotWork]) -> list[SlotResult]:
+        step = self._state.step(work)
+        hidden = self._decoder.forward(step, self._pages)
+        ends = step.attention[0].query_start[1:].to(torch.int64)
+        prompt_logprobs = self._prompt_logprobs(work, hidden, ends)
+        sampling = [i for i, w in enumerate(work) if w.sample]
+        results = self._sample(work, hidden, ends, sampling) if sampling else {}
+        self._state.advance(work)
+        for slot, values in prompt_logprobs.items():
+            results.setdefault(slot, SlotResult(slot)).prompt_logprobs = values
+        return list(results.values())
+
+    def _sample(
+        self, work: Sequence[SlotWork], hidden: torch.Tensor, ends: torch.Tensor, sampling: list[int]
+    ) -> dict[int, SlotResult]:
+        slots = [work[i].slot for i in sampling]
+        logits = self._decoder.logits(hidden[ends[sampling] - 1])
+        tokens, logprobs = self._sampler.sample(logits, slots, self._state)
+        results: dict[int, SlotResult] = {}
+        for slot, token, values in zip(slots, tokens, logprobs, strict=True):
+            if token < 0:
+                results[slot] = SlotResult(slot, error=NOT_A_NUMBER)
+                continue
+            self._state.append(slot, token)
+            results[slot] = SlotResult(slot, token, values)
+        return results
+
+    def _prompt_logprobs(
+        self, work: Sequence[SlotWork], hidden: torch.Tensor, ends: torch.Tensor
+    ) -> dict[int, list[TokenLogprobs]]:
+        """For slots that ask: log probabilities of the prompt tokens that follow this step's positions."""
+        found: dict[int, list[TokenLogprobs]] = {}
+        for w, end in zip(work, ends.tolist(), strict=True):
+            top = self._sampler.params(w.slot).prompt_logprobs
+            first = int(self._state.computed[w.slot])
+            count = min(w.count, int(self._state.prompt_len[w.slot]) - 1 - first)
+            if top is None or count <= 0:
+                continue
+            targets = self._state.tokens[w.slot, first + 1 : first + 1 + count].tolist()
+            rows: list[TokenLogprobs] = []
+            for start in range(0, count, LOGPROB_ROWS):
+                part = targets[start : start + LOGPROB_ROWS]
+                begin = end - w.count + start
+                logits = self._decoder.logits(hidden[begin : begin + len(part)])
+                rows += token_logprobs(logits, part, [top] * len(part))
+            found[w.slot] = rows
+        return found
+
+
+def _new_pages(decoder: Decoder, ops: Ops, plan: MemoryPlan, dtype: torch.dtype) -> list[Pages]:
+    num_pages = dict(zip(kv_windows(decoder.spec), (g.num_pages for g in plan.groups), strict=True))
+    return [
+        ops.new_pages(num_pages[a.window], plan.page_size, a.kv_heads, a.head_dim, dtype)
+        for a in (layer.attention for layer in decoder.spec.layers)
+    ]
+
+

@@ -1,0 +1,218 @@
+"""From what a caller sends (text, token ids, messages) to engine requests. Free of HTTP; shared by server and ``LLM``."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import msgspec
+
+from quire.engine.messages import EngineRequest
+from quire.params import ParameterError, SamplingParams
+
+Prompt = str | Sequence[int] | Mapping[str, Any]
+Message = Mapping[str, Any]
+
+_SEED_SPAN = 2**63
+
+
+class PromptTokenizer(Protocol):
+    """What preparing prompts needs of a tokenizer."""
+
+    max_chars_per_token: int
+
+    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
+
+
+class Template(Protocol):
+    """A chat template: messages to token ids in which no message text reads as a control token."""
+
+    def render(self, messages: Sequence[Message], **variables: Any) -> Any: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What admission needs to know of the model and the engine. Lengths in tokens."""
+
+    max_model_len: int
+    vocab_size: int  # width of the logits: ids beyond it can't be embedded or sampled
+    eos_token_ids: tuple[int, ...] = ()
+    max_logprobs: int = 20
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedPrompt:
+    token_ids: list[int]
+    text: str | None = None
+
+
+class Processor:
+    """Checks prompts and parameters against the model and builds engine requests.
+
+    All methods raise ``ParameterError`` for what a caller did wrong. ``encode`` and ``encode_chat`` take time linear
+    in the text; call them in a thread for long texts.
+    """
+
+    def __init__(self, tokenizer: PromptTokenizer | None, template: Template | None, facts: ModelFacts) -> None:
+        self.tokenizer = tokenizer
+        self.template = template
+        self.facts = facts
+        self._unseeded = itertools.count()
+
+    def encode(
+        self, prompt: Prompt, *, add_special_tokens: bool = True, truncate: int | None = None, side: str = "left"
+    ) -> EncodedPrompt:
+        """Text, token ids, ``{"prompt": text}`` or ``{"prompt_token_ids": ids}`` to checked token ids.
+
+        ``truncate`` keeps that many tokens, dropping those on ``side``; -1 keeps what the context holds.
+        """
+        text, ids = _split(prompt)
+        if ids is None:
+            text = text or ""
+            tokenizer = self._need_tokenizer("prompt", "send token ids")
+            if truncate is None:
+                self._check_chars(text)
+            ids = tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True)
+        else:
+            self._check_ids(ids)
+        return EncodedPrompt(self._truncate(ids, truncate, side), text)
+
+    def encode_text(self, text: str, param: str) -> list[int]:
+        """Plain ids of a text: no special tokens added or parsed."""
+        return self._need_tokenizer(param, "leave it out").encode(text, add_special_tokens=False, parse_special=False)
+
+    def request(
+        self,
+        request_id: str,
+        prompt: EncodedPrompt,
+        params: SamplingParams,
+        *,
+        clip_max_tokens: bool = False,
+        priority: int = 0,
+        cache_salt: str = "",
+        arrival_time: float = 0.0,
+    ) -> list[EngineRequest]:
+        """One engine request for each of ``params.n`` completions; prompt logprobs only with the first.
+
+        ``max_tokens=None`` means the rest of the context. A ``max_tokens`` beyond it is refused, or with
+        ``clip_max_tokens`` reduced.
+        """
+        params.check_against_model(self.facts.vocab_size, self.facts.max_logprobs)
+        max_tokens = self.max_tokens(len(prompt.token_ids), params.max_tokens, clip=clip_max_tokens)
+        each = msgspec.structs.replace(
+            params, n=1, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=None
+        )
+        later = msgspec.structs.replace(each, prompt_logprobs=None) if params.n > 1 else each
+        bad_words = self._bad_words(params.bad_words)
+        seed = params.seed if params.seed is not None else self._next_seed()
+        return [
+            EngineRequest(
+                request_id=request_id if params.n == 1 else f"{request_id}-{index}",
+                prompt_token_ids=prompt.token_ids,
+                params=each if index == 0 else later,
+                seed=derive_seed(seed, index),
+                eos_token_ids=list(self.facts.eos_token_ids),
+                bad_words_token_ids=bad_words,
+                priority=priority,
+                cache_salt=cache_salt,
+                arrival_time=arrival_time,
+            )
+            for index in range(params.n)
+        ]
+
+    def max_tokens(self, prompt_len: int, wanted: int | None, *, clip: bool) -> int:
+        """How many tokens may follow the prompt. Raises when prompt and output can't both fit the context."""
+        limit = self.facts.max_model_len
+        if prompt_len == 0:
+            raise ParameterError("prompt", "prompt is empty: send at least one token.")
+        if prompt_len >= limit:
+            raise ParameterError(
+                "prompt",
+                f"The prompt has {prompt_len} tokens; this model's context holds {limit} for prompt and output together."
+                " Shorten the prompt.",
+            )
+        room = limit - prompt_len
+        if wanted is None or (clip and wanted > room):
+            return room
+        if wanted > room:
+            raise ParameterError(
+                "max_tokens",
+                f"The prompt has {prompt_len} tokens and max_tokens asks for {wanted} more, {prompt_len + wanted} in all;"
+                f" this model's context holds {limit}. Shorten the prompt, or ask for at most {room}.",
+            )
+        return wanted
+
+    def _truncate(self, ids: list[int], truncate: int | None, side: str) -> list[int]:
+        if truncate is None:
+            return ids
+        keep = self.facts.max_model_len - 1 if truncate == -1 else truncate
+        if not 1 <= keep < self.facts.max_model_len:
+            raise ParameterError(
+                "truncate_prompt_tokens",
+                f"truncate_prompt_tokens must be -1, or from 1 to {self.facts.max_model_len - 1} on this server.",
+            )
+        if len(ids) <= keep:
+            return ids
+        return ids[-keep:] if side == "left" else ids[:keep]
+
+    def _check_chars(self, text: str) -> None:
+        """Refuse a text that can't fit the context before spending time on its tokens."""
+        tokenizer = self._need_tokenizer("prompt", "send token ids")
+        most = self.facts.max_model_len * tokenizer.max_chars_per_token
+        if len(text) > most:
+            raise ParameterError(
+                "prompt",
+                f"The prompt has {len(text)} characters, more than {self.facts.max_model_len} tokens (this model's"
+                " context) can hold. Shorten the prompt.",
+            )
+
+    def _check_ids(self, ids: Sequence[int]) -> None:
+        top = self.facts.vocab_size
+        if any(type(i) is not int or not 0 <= i < top for i in ids):
+            raise ParameterError("prompt", f"prompt must hold token ids from 0 to {top - 1}.")
+
+    def _need_tokenizer(self, param: str, cure: str) -> PromptTokenizer:
+        if self.tokenizer is None:
+            raise ParameterError(param, f"{param} needs a tokenizer and this engine runs without one: {cure}.")
+        return self.tokenizer
+
+    def _bad_words(self, words: Sequence[str]) -> list[list[int]]:
+        """Token sequences of each word, as it stands at the start of a text and after a space."""
+        found: list[list[int]] = []
+        for word in words:
+            bare = word.lstrip(" ") or word
+            for text in (bare, " " + bare):
+                ids = self.encode_text(text, "bad_words")
+                if ids and ids not in found:
+                    found.append(ids)
+        return found
+
+    def _next_seed(self) -> int:
+        return derive_seed(self.facts.seed, next(self._unseeded) + 1)
+
+
+def derive_seed(seed: int, index: int) -> int:
+    """A seed in [0, 2**63) for the ``index``-th of several; the first is the seed itself."""
+    if index == 0:
+        return seed % _SEED_SPAN
+    digest = hashlib.blake2b(b"%d:%d" % (seed, index), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % _SEED_SPAN
+
+
+def _split(prompt: Prompt) -> tuple[str | None, list[int] | None]:
+    """Text and token ids of a prompt; ids win where both are given."""
+    if isinstance(prompt, str):
+        return prompt, None
+    if isinstance(prompt, Mapping):
+        text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if ids is None and not isinstance(text, str):
+            raise ParameterError("prompt", "prompt must have a text under 'prompt' or a list under 'prompt_token_ids'.")
+        return text, None if ids is None else list(ids)
+    if isinstance(prompt, Sequence):
+        return None, list(prompt)
+    raise ParameterError("prompt", "prompt must be a text, a list of token ids, or a dict with one of them.")

@@ -1,0 +1,76 @@
+"""How each GGUF architecture maps to Hugging Face's names: parameters and config fields, as data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class ArchMap:
+    """``layer``: part of a GGUF name after ``blk.N.`` to the part of a parameter name after ``model.layers.N.``."""
+
+    model_type: str
+    layer: Mapping[str, str]
+    permuted: frozenset[str] = frozenset()  # layer parts whose rows llama.cpp reordered for its rotary embedding
+    norms_plus_one: bool = False  # norm weights are stored with the model's 1 added
+    defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+
+
+GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
+
+_ATTENTION = {
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+}
+_MLP = {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+_PRE_NORMS = {"attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+_SANDWICH_NORMS = {
+    "attn_norm": "input_layernorm",
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
+_QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+
+ARCHITECTURES: dict[str, ArchMap] = {
+    "llama": ArchMap("llama", _ATTENTION | _MLP | _PRE_NORMS, permuted=frozenset({"attn_q", "attn_k"})),
+    "qwen2": ArchMap("qwen2", _ATTENTION | _MLP | _PRE_NORMS, defaults={"attention_bias": True}),
+    "gemma3": ArchMap(
+        "gemma3_text",
+        _ATTENTION | _MLP | _SANDWICH_NORMS | _QK_NORMS,
+        norms_plus_one=True,
+        defaults={"hidden_activation": "gelu_pytorch_tanh"},
+    ),
+}
+
+ROPE_FACTORS = "rope_freqs.weight"
+_LAYER = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
+_GLOBAL = re.compile(r"(\w+)\.(weight|bias)")
+
+
+@dataclass(frozen=True)
+class Named:
+    """A tensor's Hugging Face name, and what undoes llama.cpp's changes to it."""
+
+    name: str
+    permuted: bool = False
+    minus_one: bool = False
+
+
+def translate(arch: ArchMap, gguf_name: str) -> Named | None:
+    """The Hugging Face name of a GGUF tensor, or ``None`` for one that no model here has."""
+    if match := _LAYER.fullmatch(gguf_name):
+        layer, part, kind = match.groups()
+        if part not in arch.layer:
+            return None
+        name = f"model.layers.{int(layer)}.{arch.layer[part]}.{kind}"
+        return Named(name, part in arch.permuted, arch.norms_plus_one and part.endswith("norm"))
+    match = _GLOBAL.fullmatch(gguf_name)
+    if match is None or match[1] not in GLOBAL:
+        return None
+    return Named(f"{GLOBAL[match[1]]}.{match[2]}", False, arch.norms_plus_one and match[1].endswith("norm"))

@@ -1,0 +1,55 @@
+"""Runs a decoder as the runner does, on pages scattered at random, and returns all logits."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+
+from quire.config.engine import EngineConfig
+from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
+from quire.model.decoder import Decoder, kv_windows
+from quire.params import SamplingParams
+from quire.runtime.build import make_blueprint
+from quire.runtime.state import SlotState
+
+PAGE = 16
+PAGES = 24
+
+
+class Harness:
+    """``sequences`` slots over one set of pages; each call of ``step`` computes the next tokens of some of them."""
+
+    def __init__(self, model: Path, sequences: list[list[int]]) -> None:
+        b = make_blueprint(EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4))
+        self.decoder = Decoder(b.spec, b.loader.load(1), b.ops, 128)
+        windows = kv_windows(b.spec)
+        groups = [KVGroup(w, PAGES) for w in windows]
+        self._state = SlotState(len(sequences), 128, PAGE, groups)
+        self._pages = [
+            b.ops.new_pages(PAGES, PAGE, a.kv_heads, a.head_dim, torch.float32)
+            for a in (layer.attention for layer in b.spec.layers)
+        ]
+        free = random.Random(0).sample(range(PAGES), PAGES)
+        for slot, tokens in enumerate(sequences):
+            self._state.admit(SlotAdmit(slot, tokens, len(tokens), 0, SamplingParams(), 0, [], []))
+            need = -(-len(tokens) // PAGE)
+            table, free = free[:need], free[need:]
+            for group in range(len(groups)):
+                self._state.grant(PageGrant(slot, group, 0, table))
+
+    def share(self, source: int, target: int, pages: int) -> None:
+        """Give ``target`` the first pages of ``source`` as a prefix hit does."""
+        for group, table in enumerate(self._state._tables):
+            self._state.grant(PageGrant(target, group, 0, table[source, :pages].tolist()))
+        self._state.computed[target] = pages * PAGE
+
+    def step(self, counts: dict[int, int]) -> list[torch.Tensor]:
+        """Logits ``[count, vocab]`` of each slot's next ``count`` tokens."""
+        work = [SlotWork(slot, count, False) for slot, count in counts.items()]
+        with torch.inference_mode():
+            hidden = self.decoder.forward(self._state.step(work), self._pages)
+            logits = self.decoder.logits(hidden)
+        self._state.advance(work)
+        return list(logits.split(list(counts.values())))
