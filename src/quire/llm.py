@@ -30,8 +30,6 @@ _RENAMED = {"gpu_memory_utilization": "memory", "block_size": "page_size"}
 _FIXED: dict[str, Any] = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": False}
 # vLLM's options that change nothing here.
 _IGNORED = {"enforce_eager", "disable_log_stats", "swap_space", "enable_chunked_prefill", "tokenizer_mode"}
-# No queue to protect: the caller waits for all prompts anyway.
-_UNBOUNDED = {"max_num_queued_reqs": 1_000_000, "max_num_queued_tokens": 10**12}
 
 
 class LLM:
@@ -46,7 +44,7 @@ class LLM:
     """
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
-        self.config = engine_config(model, {**_UNBOUNDED, **options})
+        self.config = engine_config(model, options)
         runner = build_runner(self.config)
         self._engine = InlineEngine(runner, self.config)
         self._front: TextFront = open_front(self.config, runner.max_model_len, runner.vocab_size)

@@ -66,14 +66,14 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         return self.temperature < GREEDY_BELOW
 
     def _check(self) -> None:
-        for name, (low, high, low_open) in _FLOAT_RANGES.items():
+        for name, (low, high, low_open) in FLOAT_RANGES.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ParameterError(name, f"{name} must be a number.")
             if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
                 bracket = "(" if low_open else "["
                 raise ParameterError(name, f"{name} must be a finite number in {bracket}{low:g}, {high:g}].")
-        for name, (low, high, optional) in _INT_RANGES.items():
+        for name, (low, high, optional) in INT_RANGES.items():
             value = getattr(self, name)
             if value is None and optional:
                 continue
@@ -110,7 +110,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 raise ParameterError(name, f"{name} must be at most {max_logprobs} on this server (--max-logprobs).")
 
 
-_FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
+FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
     "temperature": (0.0, 2.0, False),
     "top_p": (0.0, 1.0, True),
     "min_p": (0.0, 1.0, False),
@@ -119,7 +119,7 @@ _FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
     "repetition_penalty": (0.0, 100.0, True),
 }
 _INT_MAX = 2**31 - 1
-_INT_RANGES: dict[str, tuple[int, int, bool]] = {
+INT_RANGES: dict[str, tuple[int, int, bool]] = {
     "n": (1, MAX_N, False),
     "top_k": (-1, _INT_MAX, False),
     "seed": (-(2**63), 2**63 - 1, True),

@@ -44,6 +44,11 @@ def run_command(command: Command, argv: Sequence[str]) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception as error:
+        if not type(error).__module__.startswith("quire."):
+            raise
+        print(f"quire {command.name}: error: {error}", file=sys.stderr)
+        return 1
 
 
 def read_options(command: Command, argv: Sequence[str]) -> list[Any]:

@@ -136,6 +136,12 @@ def specs_of(cls: type) -> tuple[OptionSpec, ...]:
     return tuple(_spec(f, hints[f.name]) for f in fields)
 
 
+def changed(config: Any) -> dict[str, Any]:
+    """The fields of a config that differ from their defaults."""
+    values = ((spec, getattr(config, spec.name)) for spec in specs_of(type(config)))
+    return {spec.name: value for spec, value in values if value != spec.default}
+
+
 def _spec(f: Field[Any], hint: Any) -> OptionSpec:
     declared = option_of(f)
     optional = many = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ _ACTIVATIONS: dict[str, Activation] = {
 class ConfigReader:
     """Typed access to ``config``; raises ``CheckpointError`` for a value that is missing or absurd."""
 
-    config: dict[str, Any]
+    config: Mapping[str, Any]
 
     def count(self, key: str, default: int | None = None) -> int:
         value = self.config.get(key)
@@ -52,22 +53,18 @@ class ConfigReader:
             raise CheckpointError(f"The activation {str(name)[:40]!r} ({key}) is not supported.")
         return _ACTIVATIONS[name]
 
-    def rope(self, head_dim: int, parameters: dict[str, Any] | None = None) -> RopeSpec:
-        """Transformers 5 puts the base among ``rope_parameters``; 4 had ``rope_theta`` and ``rope_scaling``."""
-        parameters = parameters or self.config.get("rope_parameters") or self.config.get("rope_scaling") or {}
-        if not isinstance(parameters, dict):
-            raise CheckpointError("The model's config has a rope_scaling that is no table.")
-        merged = ConfigReader({"rope_theta": self.config.get("rope_theta"), **parameters})
-        factor = float(parameters.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
-        scaling = {k: v for k, v in parameters.items() if k not in ("rope_theta", "partial_rotary_factor")}
-        scaling["rope_type"] = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-        spec = RopeSpec(
-            merged.number("rope_theta", 10_000.0),
+    def rope(self, head_dim: int) -> RopeSpec:
+        scaling = dict(self.config.get("rope_scaling") or {})
+        kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        factor = float(scaling.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
+        numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in scaling.items() if v is not None}
+        rope = RopeSpec(
+            self.number("rope_theta", 10_000.0),
             int(head_dim * factor),
-            tuple(sorted((k, tuple(v) if isinstance(v, list) else v) for k, v in scaling.items() if v is not None)),
+            tuple(sorted({"rope_type": kind, **numbers}.items())) if kind != "default" else (),
         )
-        check_scaling(spec)
-        return spec
+        check_scaling(rope)
+        return rope
 
     def window(self) -> int | None:
         return None if self.config.get("sliding_window") is None else self.count("sliding_window")

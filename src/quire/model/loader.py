@@ -14,7 +14,7 @@ from quire.model.spec import DecoderSpec, LayerSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops
 from quire.ops.layouts import Dense, GroupedInt, Layout
-from quire.quant.gguf import unpack
+from quire.quant.gguf import dequantize, unpack
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 
@@ -40,15 +40,15 @@ class Loader:
 
     def check(self) -> int:
         """Bytes of all tensors. Raises ``CheckpointError`` naming a tensor that is missing or has a wrong shape."""
+        total = 0
         for name, shape in self._expected():
-            if name not in self._checkpoint.tensors:
-                raise CheckpointError(f"The checkpoint has no tensor {name}, which its config calls for.")
-            found = tuple(self._checkpoint.tensors[name].shape)
-            if found != shape:
+            info = self._checkpoint.info(name)
+            if info.shape != shape:
                 raise CheckpointError(
-                    f"The tensor {name} has the shape {list(found)}, but the config calls for {list(shape)}."
+                    f"The tensor {name} has the shape {list(info.shape)}, but the config calls for {list(shape)}."
                 )
-        return sum(self._checkpoint.tensors[name].nbytes for name, _ in self._expected())
+            total += info.nbytes
+        return total
 
     def load(self, threads: int) -> DecoderWeights:
         spec, names = self._spec, self._names
@@ -117,12 +117,10 @@ class Loader:
                     yield norm.format(i=i) + ".weight", (layer.attention.head_dim,)
 
     def _layout(self, name: str) -> Layout:
-        info = self._checkpoint.tensors[name]
-        return unpack(info.type, self._checkpoint.read(name), info.shape)
+        return unpack(self._checkpoint.read(name))
 
     def _vector(self, name: str) -> torch.Tensor:
-        layout = self._layout(name)
-        return layout.dequantize().reshape(-1)
+        return dequantize(self._checkpoint.read(name))
 
     def _norm(self, module: str, offset: float, i: int = 0) -> torch.Tensor:
         return self._vector(module.format(i=i) + ".weight") + offset

@@ -18,9 +18,7 @@ def cos_sin_table(rope: RopeSpec, positions: int) -> torch.Tensor:
     """float32 ``[positions, rotary_dim]``: cosines of the ``rotary_dim / 2`` frequencies, then their sines."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.int64).float() / rope.rotary_dim
     scaling = dict(rope.scaling)
-    frequencies = _SCALINGS[str(scaling["rope_type"])](1.0 / rope.base**exponents, scaling) if scaling else (
-        1.0 / rope.base**exponents
-    )
+    frequencies = _SCALINGS[str(scaling.get("rope_type", "default"))](1.0 / rope.base**exponents, scaling)
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
     return torch.cat([angles.cos(), angles.sin()], dim=1)
 
@@ -32,8 +30,8 @@ def check_scaling(rope: RopeSpec) -> None:
     if kind not in _SCALINGS:
         raise CheckpointError(f"The rope scaling {kind[:40]!r} is not supported; supported are {', '.join(_SCALINGS)}.")
     try:
-        _SCALINGS[kind](torch.ones(2), scaling)
-    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        _SCALINGS[kind](torch.ones(rope.rotary_dim // 2), scaling)
+    except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"The rope scaling {kind!r} of the model's config lacks or spoils a number.") from error
 
 
@@ -54,8 +52,14 @@ def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     return frequencies / factor * (1 - blend) + frequencies * blend
 
 
+def _factors(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """A divisor for each frequency, as GGUF files carry them."""
+    return frequencies / torch.tensor(scaling["factors"], dtype=torch.float32)
+
+
 _SCALINGS: dict[str, Callable[[torch.Tensor, Scaling], torch.Tensor]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
+    "factors": _factors,
 }

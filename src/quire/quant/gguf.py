@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from quire.weights.tensors import Bytes, RawTensor
 
 Scales = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
+Fill = Callable[[Bytes, Bytes], None]
+CHUNK = 1 << 18  # values unpacked at a time
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -30,10 +33,19 @@ def unpack(tensor: RawTensor) -> Layout:
         raise CheckpointError(f"A weight has the shape {list(tensor.shape)} where a matrix is needed.")
     if tensor.type in _DENSE:
         return Dense(_plain(tensor))
-    if tensor.type not in _UNPACK:
+    if tensor.type not in _FORMS:
         raise CheckpointError(f"Weights of the type {tensor.type} cannot be computed with.")
+    form = _FORMS[tensor.type]
     blocks = tensor.data.reshape(-1, TYPES[tensor.type].nbytes)
-    return _UNPACK[tensor.type](blocks, tensor.shape[0])
+    rows = tensor.shape[0]
+    scale, minimum = _narrowest(*form.scales(blocks))
+    return GroupedInt(
+        q=torch.from_numpy(_integers(form, blocks, TYPES[tensor.type].block)).view(rows, -1),
+        scale=torch.from_numpy(scale).view(rows, -1),
+        minimum=None if minimum is None else torch.from_numpy(minimum).view(rows, -1),
+        bits=form.bits,
+        group=form.group,
+    )
 
 
 def dequantize(tensor: RawTensor) -> torch.Tensor:
@@ -49,91 +61,104 @@ def _plain(tensor: RawTensor) -> torch.Tensor:
     return torch.from_numpy(tensor.data.copy()).view(_DENSE[tensor.type]).view(tensor.shape)
 
 
-def _q4_0(blocks: Bytes, rows: int) -> GroupedInt:
-    d = _half(blocks, 0)
-    return _grouped(_nibbles(blocks[:, 2:]), d, d.astype(np.float32) * np.float32(-8), 4, 32, rows)
+def _integers(form: _Form, blocks: Bytes, values: int) -> Integers:
+    """All blocks' integers, computed by pieces that stay in the processor's cache."""
+    out = np.empty((len(blocks), values), np.uint8)
+    for start in range(0, len(blocks), step := CHUNK // values):
+        form.integers(blocks[start : start + step], out[start : start + step])
+    return out if form.bits == 4 else out.view(np.int8)
 
 
-def _q4_1(blocks: Bytes, rows: int) -> GroupedInt:
-    return _grouped(_nibbles(blocks[:, 4:]), _half(blocks, 0), _half(blocks, 2), 4, 32, rows)
+def _narrowest(scale: Scales, minimum: Scales | None) -> tuple[Scales, Scales | None]:
+    """Both in float16 where that is exact, else both in float32."""
+    if minimum is not None and minimum.dtype != scale.dtype:
+        with np.errstate(over="ignore"):
+            half = minimum.astype(np.float16)
+        if np.array_equal(half, minimum):
+            minimum = half
+        else:
+            scale = scale.astype(np.float32)
+    if not np.isfinite(scale).all() or (minimum is not None and not np.isfinite(minimum).all()):
+        raise CheckpointError("The checkpoint is corrupt: the scales of a quantised tensor are not finite numbers.")
+    return scale, minimum
 
 
-def _q5_0(blocks: Bytes, rows: int) -> GroupedInt:
-    q = _nibbles(blocks[:, 6:])
-    q |= _bits(blocks[:, 2:6]) << 4
-    return _grouped(q.view(np.int8) - np.int8(16), _half(blocks, 0), None, 8, 32, rows)
+# Integers of each format: blocks [n, bytes], out [n, values] uint8 (8-bit forms: the bits of an int8).
 
 
-def _q5_1(blocks: Bytes, rows: int) -> GroupedInt:
-    q = _nibbles(blocks[:, 8:])
-    q |= _bits(blocks[:, 4:8]) << 4
-    return _grouped(q.view(np.int8), _half(blocks, 0), _half(blocks, 2), 8, 32, rows)
+def _q4(at: int) -> Fill:
+    return lambda blocks, out: _nibbles(blocks[:, at:], out)
 
 
-def _q8_0(blocks: Bytes, rows: int) -> GroupedInt:
-    return _grouped(np.ascontiguousarray(blocks[:, 2:]).view(np.int8), _half(blocks, 0), None, 8, 32, rows)
+def _q5(at: int, offset: int) -> Fill:
+    def fill(blocks: Bytes, out: Bytes) -> None:
+        _nibbles(blocks[:, at + 4 :], out)
+        out |= np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
+        if offset:
+            np.subtract(out, offset, out=out)
+
+    return fill
 
 
-def _q4_k(blocks: Bytes, rows: int) -> GroupedInt:
-    scale, minimum = _k_scales(blocks)
-    return _grouped(_k_nibbles(blocks[:, 16:]), scale, minimum, 4, 32, rows)
+def _q8_0(blocks: Bytes, out: Bytes) -> None:
+    out[:] = blocks[:, 2:]
 
 
-def _q5_k(blocks: Bytes, rows: int) -> GroupedInt:
-    scale, minimum = _k_scales(blocks)
-    q = _k_nibbles(blocks[:, 48:]).reshape(-1, 8, 32)
-    high = blocks[:, 16:48]
+def _q4_k(blocks: Bytes, out: Bytes) -> None:
+    _wide_nibbles(blocks[:, 16:], out.reshape(-1, 4, 2, 32))
+
+
+def _q5_k(blocks: Bytes, out: Bytes) -> None:
+    _wide_nibbles(blocks[:, 48:], out.reshape(-1, 4, 2, 32))
+    groups, high = out.reshape(-1, 8, 32), blocks[:, 16:48]
     for i in range(8):
-        q[:, i] |= ((high >> i) & 1) << 4
-    return _grouped(q.view(np.int8), scale, minimum, 8, 32, rows)
+        groups[:, i] |= ((high >> i) & 1) << 4
 
 
-def _q6_k(blocks: Bytes, rows: int) -> GroupedInt:
-    low = blocks[:, :128].reshape(-1, 2, 1, 64)
-    high = blocks[:, 128:192].reshape(-1, 2, 32)
-    q = np.concatenate([low & 15, low >> 4], axis=2).reshape(-1, 2, 4, 32)
+def _q6_k(blocks: Bytes, out: Bytes) -> None:
+    low, high = blocks[:, :128].reshape(-1, 2, 64), blocks[:, 128:192].reshape(-1, 2, 32)
+    halves, groups = out.reshape(-1, 2, 2, 64), out.reshape(-1, 2, 4, 32)
+    np.bitwise_and(low, 15, out=halves[:, :, 0])
+    np.right_shift(low, 4, out=halves[:, :, 1])
     for i in range(4):
-        q[:, :, i] |= ((high >> (2 * i)) & 3) << 4
-    scale = _half(blocks, 208).astype(np.float32) * blocks[:, 192:208].view(np.int8).astype(np.float32)
-    return _grouped(q.view(np.int8) - np.int8(32), scale, None, 8, 16, rows)
+        groups[:, :, i] |= ((high >> (2 * i)) & 3) << 4
+    np.subtract(out, 32, out=out)
 
 
-_UNPACK: dict[str, Callable[[Bytes, int], GroupedInt]] = {
-    "Q4_0": _q4_0,
-    "Q4_1": _q4_1,
-    "Q5_0": _q5_0,
-    "Q5_1": _q5_1,
-    "Q8_0": _q8_0,
-    "Q4_K": _q4_k,
-    "Q5_K": _q5_k,
-    "Q6_K": _q6_k,
-}
+def _nibbles(packed: Bytes, out: Bytes) -> None:
+    """Sixteen bytes a block: the low halves are values 0..15, the high halves 16..31."""
+    halves = out.reshape(-1, 2, 16)
+    np.bitwise_and(packed, 15, out=halves[:, 0])
+    np.right_shift(packed, 4, out=halves[:, 1])
 
 
-def _half(blocks: Bytes, at: int) -> npt.NDArray[np.float16]:
+def _wide_nibbles(packed: Bytes, out: Bytes) -> None:
+    """128 bytes a block: each 32 bytes hold two groups, one in the low halves, one in the high."""
+    chunks = packed.reshape(-1, 4, 32)
+    np.bitwise_and(chunks, 15, out=out[:, :, 0])
+    np.right_shift(chunks, 4, out=out[:, :, 1])
+
+
+# Scales and minima of each format, one a group.
+
+
+def _half(blocks: Bytes, at: int) -> Scales:
     """The float16 at byte ``at`` of each block: ``[blocks, 1]``."""
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")
 
 
-def _nibbles(packed: Bytes) -> npt.NDArray[np.uint8]:
-    """Sixteen bytes a block: the low halves are values 0..15, the high halves 16..31. ``[blocks, 32]``."""
-    out = np.empty((len(packed), 2, 16), np.uint8)
-    np.bitwise_and(packed, 15, out=out[:, 0])
-    np.right_shift(packed, 4, out=out[:, 1])
-    return out.reshape(-1, 32)
+def _scale_only(blocks: Bytes) -> tuple[Scales, None]:
+    return _half(blocks, 0), None
 
 
-def _k_nibbles(packed: Bytes) -> npt.NDArray[np.uint8]:
-    """128 bytes a block: each 32 bytes hold two groups, one in the low halves, one in the high. ``[blocks, 256]``."""
-    chunks = packed.reshape(-1, 4, 32)
-    out = np.empty((len(packed), 4, 2, 32), np.uint8)
-    np.bitwise_and(chunks, 15, out=out[:, :, 0])
-    np.right_shift(chunks, 4, out=out[:, :, 1])
-    return out.reshape(-1, 256)
+def _scale_and_minimum(blocks: Bytes) -> tuple[Scales, Scales]:
+    return _half(blocks, 0), _half(blocks, 2)
 
 
-def _bits(packed: Bytes) -> npt.NDArray[np.uint8]:
-    return np.unpackbits(packed, axis=1, bitorder="little")
+def _centred(blocks: Bytes) -> tuple[Scales, Scales]:
+    """Q4_0 is ``d * (q - 8)``."""
+    d = _half(blocks, 0)
+    return d, d.astype(np.float32) * np.float32(-8)
 
 
 def _k_scales(blocks: Bytes) -> tuple[Scales, Scales]:
@@ -145,22 +170,25 @@ def _k_scales(blocks: Bytes) -> tuple[Scales, Scales]:
     return d * scale.astype(np.float32), -(dmin * minimum.astype(np.float32))
 
 
-def _grouped(q: Integers, scale: Scales, minimum: Scales | None, bits: int, group: int, rows: int) -> GroupedInt:
-    return GroupedInt(
-        q=torch.from_numpy(q).view(rows, -1),
-        scale=_narrowest(scale, rows),
-        minimum=None if minimum is None else _narrowest(minimum, rows),
-        bits=bits,
-        group=group,
-    )
+def _q6_k_scales(blocks: Bytes) -> tuple[Scales, None]:
+    return _half(blocks, 208).astype(np.float32) * blocks[:, 192:208].view(np.int8).astype(np.float32), None
 
 
-def _narrowest(values: Scales, rows: int) -> torch.Tensor:
-    """float16 where that is exact, else float32."""
-    if not np.isfinite(values).all():
-        raise CheckpointError("The checkpoint is corrupt: the scales of a quantised tensor are not finite numbers.")
-    if values.dtype != np.float16:
-        with np.errstate(over="ignore"):
-            half = values.astype(np.float16)
-        values = half if np.array_equal(half, values) else values
-    return torch.from_numpy(values).view(rows, -1)
+@dataclass(frozen=True)
+class _Form:
+    bits: int
+    group: int
+    integers: Fill
+    scales: Callable[[Bytes], tuple[Scales, Scales | None]]
+
+
+_FORMS: dict[str, _Form] = {
+    "Q4_0": _Form(4, 32, _q4(2), _centred),
+    "Q4_1": _Form(4, 32, _q4(4), _scale_and_minimum),
+    "Q5_0": _Form(8, 32, _q5(2, offset=16), _scale_only),
+    "Q5_1": _Form(8, 32, _q5(4, offset=0), _scale_and_minimum),
+    "Q8_0": _Form(8, 32, _q8_0, _scale_only),
+    "Q4_K": _Form(4, 32, _q4_k, _k_scales),
+    "Q5_K": _Form(8, 32, _q5_k, _k_scales),
+    "Q6_K": _Form(8, 16, _q6_k, _q6_k_scales),
+}

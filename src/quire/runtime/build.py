@@ -54,7 +54,7 @@ def make_blueprint(config: EngineConfig) -> Blueprint:
     """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read."""
     threads = config.threads or cpu_count()
     torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(config)
+    checkpoint = open_checkpoint(config.model)
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
     ops = backend("cpu", threads=threads)

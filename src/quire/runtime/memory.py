@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -99,8 +99,7 @@ def plan_memory(
         raise MemoryTooSmall(_too_small(request_bytes(wanted_len), weights, workspace, total or device_bytes))
     most = request_bytes(max_len) * config.max_num_seqs
     kv = min(most, room) if total is not None else min(most, room, max(_AUTO_KV_BYTES, request_bytes(max_len)))
-    share = kv / request_bytes(max_len)
-    groups = tuple(KVGroup(w, max(1, int(pages_for(max_len, page_size, w, chunk) * share))) for w in windows)
+    groups = _split_pages(kv, max_len, windows, per_page, page_size, chunk, config.max_num_seqs)
     kv = sum(g.num_pages * b for g, b in zip(groups, per_page, strict=True))
     return MemoryPlan(weights, kv, workspace, _PROCESS_BYTES, total, max_len, page_size, groups, chunk)
 
@@ -119,6 +118,33 @@ def cpu_count() -> int:
     quota = Path("/sys/fs/cgroup/cpu.max")
     limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
     return max(1, min(cores, int(limit) // int(period))) if limit.isdigit() else cores
+
+
+def _split_pages(
+    kv: int,
+    max_len: int,
+    windows: Sequence[int | None],
+    per_page: Sequence[int],
+    page_size: int,
+    chunk: int,
+    max_num_seqs: int,
+) -> tuple[KVGroup, ...]:
+    """Give each group what one request of full length holds, and share out the rest.
+
+    Short requests hold as many pages in every group, so the rest is split into equal numbers of pages; a window group
+    needs no more than ``max_num_seqs`` requests can hold.
+    """
+    one = [pages_for(max_len, page_size, w, chunk) for w in windows]
+    counts = list(one)
+    open_groups = list(range(len(windows)))
+    while open_groups:
+        rest = kv - sum(c * b for c, b in zip(counts, per_page, strict=True))
+        more = rest // sum(per_page[i] for i in open_groups)
+        full = [i for i in open_groups if counts[i] + more >= one[i] * max_num_seqs]
+        for i in full or open_groups:
+            counts[i] = one[i] * max_num_seqs if full else counts[i] + more
+        open_groups = [i for i in open_groups if i not in full] if full else []
+    return tuple(KVGroup(w, c) for w, c in zip(windows, counts, strict=True))
 
 
 def _workspace_bytes(spec: DecoderSpec, config: EngineConfig) -> int:

@@ -11,6 +11,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 
+from quire.engine.errors import EngineDead, QueueFull
 from quire.params import ParameterError
 
 _TYPES = {
@@ -100,8 +101,23 @@ def internal_error() -> ApiError:
     return ApiError(500, _DEFAULT_MESSAGES[500])
 
 
-def bad_parameter(error: ParameterError) -> ApiError:
-    return ApiError(400, str(error), error.param)
+def as_api_error(error: Exception) -> ApiError:
+    """What an exception of the validator or the engine means to a client; anything unknown is a 500."""
+    match error:
+        case ApiError():
+            return error
+        case ParameterError():
+            return ApiError(400, str(error), error.param)
+        case QueueFull():
+            return overloaded(str(error), error.retry_after)
+        case EngineDead():
+            return unavailable(str(error))
+        case RequestValidationError():
+            return from_validation(error.errors())
+        case HTTPException():
+            message = _DEFAULT_MESSAGES.get(error.status_code, "The request can't be served.")
+            return ApiError(error.status_code, message, headers=error.headers)
+    return internal_error()
 
 
 def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
@@ -127,19 +143,10 @@ def field_path(loc: Sequence[str | int]) -> str | None:
     return path or None
 
 
-async def on_http_error(_: Request, error: Exception) -> Response:
-    """Render ``ApiError`` and the framework's own errors."""
-    if isinstance(error, ApiError):
-        return error_response(error.status_code, error.detail, error.param, error.headers)
-    if isinstance(error, HTTPException):
-        message = _DEFAULT_MESSAGES.get(error.status_code, "The request can't be served.")
-        return error_response(error.status_code, message, headers=error.headers)
-    return error_response(500, _DEFAULT_MESSAGES[500])
+async def on_error(_: Request, error: Exception) -> Response:
+    """Exception handler of the whole application."""
+    answer = as_api_error(error)
+    return error_response(answer.status_code, answer.detail, answer.param, answer.headers)
 
 
-async def on_validation_error(_: Request, error: Exception) -> Response:
-    return await on_http_error(_, from_validation(error.errors()) if isinstance(error, RequestValidationError) else error)
-
-
-async def on_parameter_error(_: Request, error: Exception) -> Response:
-    return await on_http_error(_, bad_parameter(error) if isinstance(error, ParameterError) else error)
+HANDLED = (HTTPException, RequestValidationError, ParameterError, QueueFull, EngineDead, Exception)

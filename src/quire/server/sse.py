@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from quire.server.errors import ApiError, internal_error
+from quire.server.errors import as_api_error
 
 logger = logging.getLogger("quire.server")
 _KEEP_ALIVE = b": keep-alive\n\n"
@@ -84,7 +84,10 @@ class EventStream(Response):
         except Exception as error:
             if not self._started:
                 raise
-            await self._write(send, event(_as_api_error(error).body()))
+            answer = as_api_error(error)
+            if answer.status_code == 500:
+                logger.error("A stream failed.", exc_info=error)
+            await self._write(send, event(answer.body()))
         finally:
             if keeper is not None:
                 keeper.cancel()
@@ -106,10 +109,3 @@ class EventStream(Response):
             await asyncio.sleep(self._keep_alive)
             if written == self._written:
                 await self._write(send, _KEEP_ALIVE)
-
-
-def _as_api_error(error: Exception) -> ApiError:
-    if isinstance(error, ApiError):
-        return error
-    logger.error("A stream failed.", exc_info=error)
-    return internal_error()

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from quire.engine.admission import Limits, check_params, check_prompt, fit_max_tokens
 from quire.engine.messages import EngineRequest
 from quire.params import ParameterError, SamplingParams
 
@@ -35,12 +36,10 @@ class Template(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ModelFacts:
-    """What admission needs to know of the model and the engine. Lengths in tokens."""
+    """What preparing requests needs to know of the model and the engine."""
 
-    max_model_len: int
-    vocab_size: int  # width of the logits: ids beyond it can't be embedded or sampled
+    limits: Limits
     eos_token_ids: tuple[int, ...] = ()
-    max_logprobs: int = 20
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
 
@@ -78,9 +77,9 @@ class Processor:
             if truncate is None:
                 self._check_chars(text)
             ids = tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True)
-        else:
-            self._check_ids(ids)
-        return EncodedPrompt(self._truncate(ids, truncate, side), text)
+        ids = self._truncate(ids, truncate, side)
+        check_prompt(ids, self.facts.limits)
+        return EncodedPrompt(ids, text)
 
     def encode_text(self, text: str, param: str) -> list[int]:
         """Plain ids of a text: no special tokens added or parsed."""
@@ -102,8 +101,12 @@ class Processor:
         ``max_tokens=None`` means the rest of the context. A ``max_tokens`` beyond it is refused, or with
         ``clip_max_tokens`` reduced.
         """
-        params.check_against_model(self.facts.vocab_size, self.facts.max_logprobs)
-        max_tokens = self.max_tokens(len(prompt.token_ids), params.max_tokens, clip=clip_max_tokens)
+        limits, prompt_len = self.facts.limits, len(prompt.token_ids)
+        check_params(params, limits)
+        max_tokens = params.max_tokens
+        if max_tokens is not None and clip_max_tokens:
+            max_tokens = min(max_tokens, limits.max_model_len - prompt_len)
+        max_tokens = fit_max_tokens(prompt_len, max_tokens, limits)
         each = msgspec.structs.replace(
             params, n=1, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=None
         )
@@ -125,36 +128,14 @@ class Processor:
             for index in range(params.n)
         ]
 
-    def max_tokens(self, prompt_len: int, wanted: int | None, *, clip: bool) -> int:
-        """How many tokens may follow the prompt. Raises when prompt and output can't both fit the context."""
-        limit = self.facts.max_model_len
-        if prompt_len == 0:
-            raise ParameterError("prompt", "prompt is empty: send at least one token.")
-        if prompt_len >= limit:
-            raise ParameterError(
-                "prompt",
-                f"The prompt has {prompt_len} tokens; this model's context holds {limit} for prompt and output together."
-                " Shorten the prompt.",
-            )
-        room = limit - prompt_len
-        if wanted is None or (clip and wanted > room):
-            return room
-        if wanted > room:
-            raise ParameterError(
-                "max_tokens",
-                f"The prompt has {prompt_len} tokens and max_tokens asks for {wanted} more, {prompt_len + wanted} in all;"
-                f" this model's context holds {limit}. Shorten the prompt, or ask for at most {room}.",
-            )
-        return wanted
-
     def _truncate(self, ids: list[int], truncate: int | None, side: str) -> list[int]:
         if truncate is None:
             return ids
-        keep = self.facts.max_model_len - 1 if truncate == -1 else truncate
-        if not 1 <= keep < self.facts.max_model_len:
+        keep = self.facts.limits.max_model_len - 1 if truncate == -1 else truncate
+        if not 1 <= keep < self.facts.limits.max_model_len:
             raise ParameterError(
                 "truncate_prompt_tokens",
-                f"truncate_prompt_tokens must be -1, or from 1 to {self.facts.max_model_len - 1} on this server.",
+                f"truncate_prompt_tokens must be -1, or from 1 to {self.facts.limits.max_model_len - 1} on this server.",
             )
         if len(ids) <= keep:
             return ids
@@ -163,18 +144,13 @@ class Processor:
     def _check_chars(self, text: str) -> None:
         """Refuse a text that can't fit the context before spending time on its tokens."""
         tokenizer = self._need_tokenizer("prompt", "send token ids")
-        most = self.facts.max_model_len * tokenizer.max_chars_per_token
+        most = self.facts.limits.max_model_len * tokenizer.max_chars_per_token
         if len(text) > most:
             raise ParameterError(
                 "prompt",
-                f"The prompt has {len(text)} characters, more than {self.facts.max_model_len} tokens (this model's"
+                f"The prompt has {len(text)} characters, more than {self.facts.limits.max_model_len} tokens (this model's"
                 " context) can hold. Shorten the prompt.",
             )
-
-    def _check_ids(self, ids: Sequence[int]) -> None:
-        top = self.facts.vocab_size
-        if any(type(i) is not int or not 0 <= i < top for i in ids):
-            raise ParameterError("prompt", f"prompt must hold token ids from 0 to {top - 1}.")
 
     def _need_tokenizer(self, param: str, cure: str) -> PromptTokenizer:
         if self.tokenizer is None:

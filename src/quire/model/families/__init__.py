@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from quire.model.families import gemma3, llama, qwen2
@@ -16,13 +17,13 @@ class Family(Protocol):
     MODEL_TYPES: tuple[str, ...]
     WEIGHTS: WeightMap
 
-    def spec(self, config: dict[str, Any]) -> DecoderSpec: ...
+    def spec(self, config: Mapping[str, Any]) -> DecoderSpec: ...
 
 
 FAMILIES: dict[str, Any] = {name: module for module in (llama, qwen2, gemma3) for name in module.MODEL_TYPES}
 
 
-def family_of(config: dict[str, Any]) -> Family:
+def family_of(config: Mapping[str, Any]) -> Family:
     """The family of a checkpoint's config. Raises ``CheckpointError`` naming what is supported."""
     model_type = config.get("model_type")
     if model_type not in FAMILIES:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quire.model.config_reader import ConfigReader
@@ -16,11 +17,12 @@ WEIGHTS = WeightMap(
 )
 
 
-def spec(config: dict[str, Any]) -> DecoderSpec:
+def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     norm = NormSpec(eps=c.number("rms_norm_eps", 1e-6), weight_offset=1.0)
     head_dim = c.head_dim()
-    full_rope, sliding_rope = _ropes(c, head_dim)
+    full_rope = c.rope(head_dim)
+    sliding_rope = RopeSpec(c.number("rope_local_base_freq", 10_000.0), head_dim)
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("gelu_pytorch_tanh", key="hidden_activation"))
 
     def layer(sliding: bool) -> LayerSpec:
@@ -38,11 +40,3 @@ def spec(config: dict[str, Any]) -> DecoderSpec:
 
     layers = tuple(layer(kind == "sliding_attention") for kind in c.layer_types(default_period=6))
     return c.decoder("gemma3", layers, norm, tied_head=True, embedding_multiplier=c.count("hidden_size") ** 0.5)
-
-
-def _ropes(c: ConfigReader, head_dim: int) -> tuple[RopeSpec, RopeSpec]:
-    """Rotary embeddings of full and sliding layers: Transformers 5 nests them by layer type, 4 has two bases."""
-    nested = c.config.get("rope_parameters") or {}
-    if "full_attention" in nested:
-        return c.rope(head_dim, nested["full_attention"]), c.rope(head_dim, nested["sliding_attention"])
-    return c.rope(head_dim), RopeSpec(c.number("rope_local_base_freq", 10_000.0), head_dim)

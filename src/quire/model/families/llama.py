@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quire.model.config_reader import ConfigReader
@@ -12,7 +13,7 @@ MODEL_TYPES: tuple[str, ...] = ("llama", "mistral")
 WEIGHTS = WeightMap()
 
 
-def spec(config: dict[str, Any]) -> DecoderSpec:
+def spec(config: Mapping[str, Any]) -> DecoderSpec:
     return spec_from(ConfigReader(config), qkv_bias=bool(config.get("attention_bias", False)))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from quire.model.config_reader import ConfigReader
@@ -13,7 +14,7 @@ MODEL_TYPES: tuple[str, ...] = ("qwen2",)
 WEIGHTS = WeightMap()
 
 
-def spec(config: dict[str, Any]) -> DecoderSpec:
+def spec(config: Mapping[str, Any]) -> DecoderSpec:
     if not config.get("use_sliding_window"):
         config = {**config, "sliding_window": None}
     return llama.spec_from(ConfigReader(config), qkv_bias=True, out_bias=False)

@@ -68,7 +68,10 @@ QUIRE_INLINE W16 broadcast_pair(const int32_t* p) { return _mm256_set1_epi32(*p)
 QUIRE_INLINE I8 zero_int() { return _mm256_setzero_si256(); }
 QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
 QUIRE_INLINE F8 to_float(I8 x) { return _mm256_cvtepi32_ps(x); }
-QUIRE_INLINE void store_rounded(int32_t* p, F8 x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm256_cvtps_epi32(x)); }
+QUIRE_INLINE W16 round_to_words(F8 low, F8 high) {
+  const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
+  return _mm256_permute4x64_epi64(mixed, 0xD8);
+}
 
 #else
 
@@ -185,9 +188,14 @@ QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) {
   return acc + (wide_a >> 16) * (wide_b >> 16) + (wide_a << 16 >> 16) * (wide_b << 16 >> 16);
 }
 QUIRE_INLINE F8 to_float(I8 x) { return __builtin_convertvector(x, F8); }
-QUIRE_INLINE void store_rounded(int32_t* p, F8 x) {
-  const I8 ints = __builtin_convertvector(round_even(x), I8);
-  memcpy(p, &ints, 32);
+QUIRE_INLINE W16 round_to_words(F8 low, F8 high) {
+  const I8 a = __builtin_convertvector(round_even(low), I8), b = __builtin_convertvector(round_even(high), I8);
+  W16 words;
+  for (int i = 0; i < 8; ++i) {
+    words[i] = static_cast<int16_t>(a[i]);
+    words[i + 8] = static_cast<int16_t>(b[i]);
+  }
+  return words;
 }
 
 #endif

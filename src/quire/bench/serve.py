@@ -1,0 +1,48 @@
+"""``quire bench serve``: load a running server and measure latencies."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from quire.bench.display import plot, show
+from quire.bench.figures import save, summarise
+from quire.bench.load import Load, Timing, send_all
+from quire.bench.workloads import WORKLOADS, Request, requests_of
+from quire.client import ApiClient
+from quire.config.bench import LoadConfig, WorkloadConfig
+
+
+def run(load: LoadConfig, work: WorkloadConfig) -> int:
+    requests = requests_of(work)
+    named = WORKLOADS.get(work.workload)
+    concurrency = load.max_concurrency or (named.concurrency if named and not load.request_rate else 0)
+    rates: Sequence[float | None] = load.request_rate or (None,)
+    timings = asyncio.run(_run_rates(load, requests, concurrency, rates))
+    runs = {}
+    for rate, (each, wall) in timings.items():
+        name = f"{work.workload}, {rate:g} requests/s" if rate else f"{work.workload}, concurrency {concurrency or 'all'}"
+        runs[name] = summarise(each, wall)
+        show(runs[name], name)
+    if load.plot:
+        plot(load.plot, {name: each for name, (each, _) in zip(runs, timings.values(), strict=True)})
+    if work.result:
+        save(work.result, {"server": load.base_url, "runs": runs})
+    return 1 if any(figures["failed"] for figures in runs.values()) else 0
+
+
+async def _run_rates(
+    config: LoadConfig, requests: Sequence[Request], concurrency: int, rates: Sequence[float | None]
+) -> dict[float | None, tuple[list[Timing], float]]:
+    client = ApiClient(config.base_url, config.api_key)
+    model = config.model or await client.first_model()
+    results = {}
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns) as progress:
+        for rate in rates:
+            task = progress.add_task(f"{rate:g} requests/s" if rate else "requests", total=len(requests))
+            load = Load(concurrency, rate, text_prompts=config.text_prompts)
+            results[rate] = await send_all(client, model, requests, load, lambda _, task=task: progress.advance(task))
+    return results

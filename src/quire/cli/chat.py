@@ -1,0 +1,28 @@
+"""``quire chat``: a conversation in the terminal."""
+
+from __future__ import annotations
+
+from quire.cli.session import run_session
+from quire.client import ApiClient
+from quire.config.client import ChatConfig, SamplingConfig
+from quire.config.engine import ModelSource
+
+
+def run(source: ModelSource, chat: ChatConfig, sampling: SamplingConfig) -> int:
+    messages: list[dict[str, str]] = []
+    if chat.system_prompt:
+        messages.append({"role": "system", "content": chat.system_prompt})
+
+    async def ask(api: ApiClient, model: str, text: str) -> None:
+        messages.append({"role": "user", "content": text})
+        body = {"model": model, "messages": messages, "stream": True, **sampling.chosen()}
+        answer = ""
+        async for event in api.stream("/v1/chat/completions", body):
+            for choice in event["choices"]:
+                part = choice["delta"].get("content") or ""
+                answer += part
+                print(part, end="", flush=True)
+        print()
+        messages.append({"role": "assistant", "content": answer})
+
+    return run_session(source, chat, ask)

@@ -1,0 +1,142 @@
+// Norms, activations, and the pass that prepares queries, keys and values.
+
+constexpr int64_t kElementsATask = 8192;
+
+template <typename Body>
+void parallel_rows(Pool& pool, int64_t rows, int64_t width, Body&& body) {
+  const int64_t a_task = width < kElementsATask ? kElementsATask / width : 1;
+  parallel(pool, (rows + a_task - 1) / a_task, [&](int64_t task, int) {
+    const int64_t end = (task + 1) * a_task < rows ? (task + 1) * a_task : rows;
+    for (int64_t row = task * a_task; row < end; ++row) body(row);
+  });
+}
+
+// x * weight / sqrt(mean(x^2) + eps); ``out`` may be ``x``.
+void normalize(const float* x, const float* weight, float eps, int64_t width, float* out) {
+  F8 squares[2] = {zero(), zero()};
+  int64_t i = 0;
+  for (; i + 16 <= width; i += 16) {
+    const F8 a = load(x + i), b = load(x + i + 8);
+    squares[0] = fma(a, a, squares[0]);
+    squares[1] = fma(b, b, squares[1]);
+  }
+  for (; i < width; i += 8) {
+    const F8 a = load_lanes(x + i, width - i);
+    squares[0] = fma(a, a, squares[0]);
+  }
+  const float mean = sum_lanes(add(squares[0], squares[1])) / static_cast<float>(width);
+  const F8 factor = set1(1.0f / sqrtf(mean + eps));
+  for (i = 0; i + 8 <= width; i += 8) store(out + i, mul(mul(load(x + i), factor), load(weight + i)));
+  if (i < width) {
+    const F8 tail = mul(mul(load_lanes(x + i, width - i), factor), load_lanes(weight + i, width - i));
+    store_lanes(out + i, tail, width - i);
+  }
+}
+
+void rms_norm(Pool& pool, const float* x, const float* weight, float eps, float* residual, int64_t rows, int64_t width,
+              float* out) {
+  parallel_rows(pool, rows, width, [&](int64_t row) {
+    const float* source = x + row * width;
+    if (residual) {
+      float* total = residual + row * width;
+      int64_t i = 0;
+      for (; i + 8 <= width; i += 8) store(total + i, add(load(total + i), load(source + i)));
+      for (; i < width; ++i) total[i] += source[i];
+      source = total;
+    }
+    normalize(source, weight, eps, width, out + row * width);
+  });
+}
+
+template <Activation A>
+QUIRE_INLINE F8 activate(F8 x) {
+  if constexpr (A == Activation::silu) return div(x, add(set1(1.0f), vexp(sub(zero(), x))));
+  if constexpr (A == Activation::gelu) return mul(mul(set1(0.5f), x), erf_plus_1(mul(x, set1(0.70710678118654752f))));
+  if constexpr (A == Activation::gelu_tanh) {
+    const F8 cube = mul(mul(x, x), x);
+    const F8 inner = mul(set1(0.79788456080286536f), fma(set1(0.044715f), cube, x));
+    return mul(mul(set1(0.5f), x), add(set1(1.0f), vtanh(inner)));
+  }
+  const F8 positive = vmax(zero(), x);
+  if constexpr (A == Activation::relu2) return mul(positive, positive);
+  return positive;
+}
+
+template <Activation A>
+void gate_up_row(const float* gate, const float* up, int64_t width, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) store(out + i, mul(activate<A>(load(gate + i)), load(up + i)));
+  if (i < width) {
+    store_lanes(out + i, mul(activate<A>(load_lanes(gate + i, width - i)), load_lanes(up + i, width - i)), width - i);
+  }
+}
+
+void gate_up_act(Pool& pool, const float* x, int64_t rows, int64_t width, Activation activation, float* out) {
+  using Row = void (*)(const float*, const float*, int64_t, float*);
+  constexpr Row kRows[] = {gate_up_row<Activation::silu>, gate_up_row<Activation::gelu>,
+                           gate_up_row<Activation::gelu_tanh>, gate_up_row<Activation::relu>,
+                           gate_up_row<Activation::relu2>};
+  const Row run = kRows[static_cast<int>(activation)];
+  parallel_rows(pool, rows, 2 * width,
+                [&](int64_t row) { run(x + row * 2 * width, x + (row * 2 + 1) * width, width, out + row * width); });
+}
+
+void rotate_halves(float* x, const float* table, int64_t half) {
+  const float *cosines = table, *sines = table + half;
+  int64_t i = 0;
+  for (; i + 8 <= half; i += 8) {
+    const F8 a = load(x + i), b = load(x + half + i), c = load(cosines + i), s = load(sines + i);
+    store(x + i, sub(mul(a, c), mul(b, s)));
+    store(x + half + i, fma(b, c, mul(a, s)));
+  }
+  for (; i < half; ++i) {
+    const float a = x[i], b = x[half + i];
+    x[i] = a * cosines[i] - b * sines[i];
+    x[half + i] = b * cosines[i] + a * sines[i];
+  }
+}
+
+void rotate_pairs(float* x, const float* table, int64_t half) {
+  const float *cosines = table, *sines = table + half;
+  for (int64_t i = 0; i < half; ++i) {
+    const float a = x[2 * i], b = x[2 * i + 1];
+    x[2 * i] = a * cosines[i] - b * sines[i];
+    x[2 * i + 1] = b * cosines[i] + a * sines[i];
+  }
+}
+
+template <typename T>
+void store_token(const float* k, const float* v, const PageTensors& pages, int64_t slot) {
+  const int64_t dim = pages.head_dim, size = pages.page_size, at = slot % size, heads = pages.kv_heads;
+  T* k_page = static_cast<T*>(pages.k) + slot / size * heads * dim * size + at;
+  T* v_row = static_cast<T*>(pages.v) + (slot / size * heads * size + at) * dim;
+  for (int64_t g = 0; g < heads; ++g, k_page += dim * size, v_row += size * dim) {
+    for (int64_t d = 0; d < dim; d += 8) {
+      T lanes[8];
+      store(lanes, load(k + g * dim + d));
+      for (int64_t i = 0; i < 8; ++i) k_page[(d + i) * size] = lanes[i];
+      store(v_row + d, load(v + g * dim + d));
+    }
+  }
+}
+
+void store_kv(Pool& pool, const StoreArgs& a, const PageTensors& pages, const Step& step) {
+  const int64_t dim = pages.head_dim, width = (a.heads + 2 * pages.kv_heads) * dim, half = a.rotary_dim / 2;
+  const auto rotate = a.interleaved ? rotate_pairs : rotate_halves;
+  parallel_rows(pool, step.tokens, 2 * width, [&](int64_t t) {
+    float* q = a.qkv + t * width;
+    float* k = q + a.heads * dim;
+    const float* v = k + pages.kv_heads * dim;
+    const float* table = a.cos_sin ? a.cos_sin + step.positions[t] * a.rotary_dim : nullptr;
+    for (float* head = q; head < v; head += dim) {
+      const float* norm = head < k ? a.q_norm : a.k_norm;
+      if (norm) normalize(head, norm, a.eps, dim, head);
+      if (table) rotate(head, table, half);
+    }
+    switch (pages.type) {
+      case Type::f32: return store_token<float>(k, v, pages, step.slots[t]);
+      case Type::f16: return store_token<f16>(k, v, pages, step.slots[t]);
+      case Type::bf16: return store_token<bf16>(k, v, pages, step.slots[t]);
+    }
+  });
+}

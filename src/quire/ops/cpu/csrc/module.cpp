@@ -1,0 +1,338 @@
+// The Python face: functions of addresses and sizes. Tensors are checked in Python (ops.py); whatever is used as an
+// index is checked here.
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <new>
+
+#include "checks.h"
+#include "kernels.h"
+
+namespace quire {
+namespace {
+
+constexpr const char* kEngineName = "quire.ops.cpu.engine";
+constexpr const char* kWeightName = "quire.ops.cpu.weight";
+constexpr const char* kPagesName = "quire.ops.cpu.pages";
+constexpr const char* kStepName = "quire.ops.cpu.step";
+
+// Below this much work (multiplications, about) the GIL is kept: it would take longer to win it back.
+constexpr int64_t kReleaseWork = 2'000'000;
+
+struct Engine {
+  Pool pool;
+  const Kernels& kernels;
+  Engine(int threads, const Kernels& k) : pool(threads), kernels(k) {}
+};
+
+template <typename T>
+void destroy(PyObject* capsule) {
+  delete static_cast<T*>(PyCapsule_GetPointer(capsule, PyCapsule_GetName(capsule)));
+}
+
+template <typename T>
+PyObject* to_capsule(std::unique_ptr<T> value, const char* name) {
+  PyObject* capsule = PyCapsule_New(value.get(), name, destroy<T>);
+  if (capsule) value.release();
+  return capsule;
+}
+
+// Reads the arguments of one call in order; remembers whether one was wrong.
+class Args {
+ public:
+  Args(PyObject* const* args, Py_ssize_t count, Py_ssize_t wanted) : args_(args) {
+    if (count != wanted) {
+      PyErr_Format(PyExc_TypeError, "expected %zd arguments, got %zd", wanted, count);
+      bad_ = true;
+    }
+  }
+
+  int64_t integer() {
+    if (bad_) return 0;
+    const int64_t value = PyLong_AsLongLong(args_[at_++]);
+    if (value == -1 && PyErr_Occurred()) bad_ = true;
+    return value;
+  }
+
+  float real() {
+    if (bad_) return 0.0f;
+    const double value = PyFloat_AsDouble(args_[at_++]);
+    if (value == -1.0 && PyErr_Occurred()) bad_ = true;
+    return static_cast<float>(value);
+  }
+
+  template <typename T>
+  T* address() {  // 0: null
+    if (bad_) return nullptr;
+    void* value = PyLong_AsVoidPtr(args_[at_++]);
+    if (!value && PyErr_Occurred()) bad_ = true;
+    return static_cast<T*>(value);
+  }
+
+  template <typename T>
+  T* capsule(const char* name) {
+    if (bad_) return nullptr;
+    void* value = PyCapsule_GetPointer(args_[at_++], name);
+    if (!value) bad_ = true;
+    return static_cast<T*>(value);
+  }
+
+  Engine* engine() { return capsule<Engine>(kEngineName); }
+  bool bad() const { return bad_; }
+
+ private:
+  PyObject* const* args_;
+  Py_ssize_t at_ = 0;
+  bool bad_ = false;
+};
+
+template <typename Body>
+PyObject* run(Engine& engine, int64_t work, Body&& body) {
+  PyThreadState* state = work >= kReleaseWork ? PyEval_SaveThread() : nullptr;
+  {
+    std::lock_guard<std::mutex> lock(engine.pool.owner());
+    body();
+  }
+  if (state) PyEval_RestoreThread(state);
+  Py_RETURN_NONE;
+}
+
+PyObject* refuse(const char* problem) {
+  PyErr_SetString(PyExc_ValueError, problem);
+  return nullptr;
+}
+
+// engine(threads, portable) -> capsule
+PyObject* py_engine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 2);
+  const int64_t threads = args.integer(), portable = args.integer();
+  if (args.bad()) return nullptr;
+  if (threads < 1 || threads > 1024) return refuse("threads must be from 1 to 1024.");
+  const Kernels* fast = portable ? nullptr : avx2_kernels();
+  try {
+    return to_capsule(std::make_unique<Engine>(static_cast<int>(threads), fast ? *fast : portable_kernels()), kEngineName);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_RuntimeError, error.what());
+    return nullptr;
+  }
+}
+
+// engine_name(engine) -> str
+PyObject* py_engine_name(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 1);
+  const Engine* engine = args.engine();
+  return args.bad() ? nullptr : PyUnicode_FromString(engine->kernels.name);
+}
+
+// weight(address, n, k, bits, group, type, has_min) -> capsule; bits 0: dense. The caller keeps the memory.
+PyObject* py_weight(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 7);
+  auto weight = std::make_unique<Weight>();
+  weight->data = args.address<uint8_t>();
+  weight->n = args.integer();
+  weight->k = args.integer();
+  weight->bits = static_cast<int>(args.integer());
+  weight->group = static_cast<int>(args.integer());
+  weight->type = static_cast<Type>(args.integer());
+  weight->has_min = args.integer() != 0;
+  return args.bad() ? nullptr : to_capsule(std::move(weight), kWeightName);
+}
+
+// weight_bytes(weight) -> int
+PyObject* py_weight_bytes(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 1);
+  const auto* weight = args.capsule<Weight>(kWeightName);
+  return args.bad() ? nullptr : PyLong_FromLongLong(weight->bytes());
+}
+
+// pack(engine, weight, source, scale, minimum)
+PyObject* py_pack(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 5);
+  Engine* engine = args.engine();
+  const auto* weight = args.capsule<Weight>(kWeightName);
+  const auto* source = args.address<uint8_t>();
+  const auto* scale = args.address<void>();
+  const auto* minimum = args.address<void>();
+  if (args.bad()) return nullptr;
+  return run(*engine, kReleaseWork, [&] {
+    if (weight->dense()) {
+      pack_dense(engine->pool, *weight, source);
+    } else {
+      pack_grouped(engine->pool, *weight, source, scale, minimum);
+    }
+  });
+}
+
+// linear(engine, x, rows, weight, bias, out)
+PyObject* py_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 6);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const int64_t rows = args.integer();
+  const auto* weight = args.capsule<Weight>(kWeightName);
+  const auto* bias = args.address<float>();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  return run(*engine, rows * weight->n * weight->k,
+             [&] { engine->kernels.linear(engine->pool, x, rows, *weight, bias, out); });
+}
+
+// embed(engine, weight, ids, count, multiplier, out)
+PyObject* py_embed(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 6);
+  Engine* engine = args.engine();
+  const auto* weight = args.capsule<Weight>(kWeightName);
+  const auto* ids = args.address<int64_t>();
+  const int64_t rows = args.integer();
+  const float multiplier = args.real();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  if (const char* problem = check_ids(*weight, ids, rows)) return refuse(problem);
+  return run(*engine, rows * weight->k * 8,
+             [&] { engine->kernels.embed(engine->pool, *weight, ids, rows, multiplier, out); });
+}
+
+// rms_norm(engine, x, weight, eps, residual, rows, width, out)
+PyObject* py_rms_norm(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 8);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const auto* weight = args.address<float>();
+  const float eps = args.real();
+  auto* residual = args.address<float>();
+  const int64_t rows = args.integer(), width = args.integer();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  return run(*engine, rows * width * 4,
+             [&] { engine->kernels.rms_norm(engine->pool, x, weight, eps, residual, rows, width, out); });
+}
+
+// gate_up_act(engine, x, rows, width, activation, out)
+PyObject* py_gate_up_act(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 6);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const int64_t rows = args.integer(), width = args.integer(), activation = args.integer();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  if (activation < 0 || activation > static_cast<int>(Activation::relu2)) return refuse("Unknown activation.");
+  return run(*engine, rows * width * 8, [&] {
+    engine->kernels.gate_up_act(engine->pool, x, rows, width, static_cast<Activation>(activation), out);
+  });
+}
+
+// pages(k, v, type, pages, kv_heads, head_dim, page_size) -> capsule. The caller keeps the memory.
+PyObject* py_pages(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 7);
+  auto pages = std::make_unique<PageTensors>();
+  pages->k = args.address<void>();
+  pages->v = args.address<void>();
+  pages->type = static_cast<Type>(args.integer());
+  pages->pages = args.integer();
+  pages->kv_heads = args.integer();
+  pages->head_dim = args.integer();
+  pages->page_size = args.integer();
+  return args.bad() ? nullptr : to_capsule(std::move(pages), kPagesName);
+}
+
+// step(tokens, sequences, positions, slots, query_start, context_len, block_table, stride, width) -> capsule
+PyObject* py_step(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 9);
+  auto step = std::make_unique<Step>();
+  step->tokens = args.integer();
+  step->sequences = args.integer();
+  step->positions = args.address<int32_t>();
+  step->slots = args.address<int64_t>();
+  step->query_start = args.address<int32_t>();
+  step->context_len = args.address<int32_t>();
+  step->block_table = args.address<int32_t>();
+  step->table_stride = args.integer();
+  step->table_width = args.integer();
+  return args.bad() ? nullptr : to_capsule(std::move(step), kStepName);
+}
+
+// store(engine, pages, step, qkv, heads, q_norm, k_norm, eps, cos_sin, cos_sin_rows, rotary_dim, interleaved)
+PyObject* py_store(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 12);
+  Engine* engine = args.engine();
+  const auto* pages = args.capsule<PageTensors>(kPagesName);
+  const auto* step = args.capsule<Step>(kStepName);
+  StoreArgs store;
+  store.qkv = args.address<float>();
+  store.heads = args.integer();
+  store.q_norm = args.address<float>();
+  store.k_norm = args.address<float>();
+  store.eps = args.real();
+  store.cos_sin = args.address<float>();
+  store.cos_sin_rows = args.integer();
+  store.rotary_dim = args.integer();
+  store.interleaved = args.integer() != 0;
+  if (args.bad()) return nullptr;
+  if (const char* problem = check_store(store, *pages, *step)) return refuse(problem);
+  const int64_t width = (store.heads + 2 * pages->kv_heads) * pages->head_dim;
+  return run(*engine, step->tokens * width * 8, [&] { engine->kernels.store(engine->pool, store, *pages, *step); });
+}
+
+// attention(engine, pages, step, q, q_stride, out, heads, scale, window, softcap)
+PyObject* py_attention(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 10);
+  Engine* engine = args.engine();
+  const auto* pages = args.capsule<PageTensors>(kPagesName);
+  const auto* step = args.capsule<Step>(kStepName);
+  AttentionArgs attention;
+  attention.q = args.address<float>();
+  attention.q_stride = args.integer();
+  attention.out = args.address<float>();
+  attention.heads = args.integer();
+  attention.scale = args.real();
+  attention.window = args.integer();
+  attention.softcap = args.real();
+  if (args.bad()) return nullptr;
+  if (const char* problem = check_attention(attention, *pages, *step)) return refuse(problem);
+  int64_t context = 0;
+  for (int64_t s = 0; s < step->sequences; ++s) {
+    context += int64_t{step->context_len[s]} * (step->query_start[s + 1] - step->query_start[s]);
+  }
+  return run(*engine, context * attention.heads * pages->head_dim,
+             [&] { engine->kernels.attention(engine->pool, attention, *pages, *step); });
+}
+
+// sample(engine, logits, rows, vocab, temperature, top_k, top_p, min_p, seed, position, out)
+PyObject* py_sample(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 11);
+  Engine* engine = args.engine();
+  SampleArgs sample;
+  sample.logits = args.address<float>();
+  sample.rows = args.integer();
+  sample.vocab = args.integer();
+  sample.temperature = args.address<float>();
+  sample.top_k = args.address<int32_t>();
+  sample.top_p = args.address<float>();
+  sample.min_p = args.address<float>();
+  sample.seed = args.address<int64_t>();
+  sample.position = args.address<int64_t>();
+  sample.out = args.address<int64_t>();
+  if (args.bad()) return nullptr;
+  return run(*engine, sample.rows * sample.vocab * 8, [&] { engine->kernels.sample(engine->pool, sample); });
+}
+
+#define QUIRE_METHOD(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
+
+PyMethodDef kMethods[] = {
+    QUIRE_METHOD(engine), QUIRE_METHOD(engine_name), QUIRE_METHOD(weight), QUIRE_METHOD(weight_bytes), QUIRE_METHOD(pack),
+    QUIRE_METHOD(linear), QUIRE_METHOD(embed),       QUIRE_METHOD(rms_norm), QUIRE_METHOD(gate_up_act),
+    QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef kModule = {PyModuleDef_HEAD_INIT, "quire.ops.cpu._kernels", "Kernels of the CPU ops; see ops.py.", -1, kMethods,
+                       nullptr, nullptr, nullptr, nullptr};
+
+}  // namespace
+}  // namespace quire
+
+PyMODINIT_FUNC PyInit__kernels() { return PyModule_Create(&quire::kModule); }

@@ -1,0 +1,142 @@
+"""What the routes share: the model being served, its engine, and the requests in flight."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+from fastapi import Request
+
+from quire.config.server import ServerConfig
+from quire.engine.messages import EngineRequest
+from quire.params import SamplingParams
+from quire.server.auth import Keys
+from quire.server.errors import ApiError, unavailable
+from quire.server.generation import Choice, Engine, Generation, make_choices
+from quire.server.metrics import Metrics
+from quire.text.output import TextStream, TokenNames
+from quire.text.prompt import EncodedPrompt, Processor
+
+_OFF_LOOP_CHARS = 4096  # longer texts are tokenised in a thread: they would hold up other streams' tokens
+T = TypeVar("T")
+
+
+@dataclass
+class ModelCard:
+    """The model's names in the API, the first being the one returned, and what ``/v1/models`` tells of it."""
+
+    names: tuple[str, ...]
+    created: int = field(default_factory=lambda: int(time.time()))
+    max_model_len: int | None = None
+    chat_template: str | None = None
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What is there once the model can be served."""
+
+    engine: Engine
+    processor: Processor
+    names: TokenNames
+    stream: Callable[[bool], TextStream | None]
+    decode: Callable[[list[int]], str]
+
+
+class Service:
+    """State of one server. ``phase`` is "ready", or says why requests are turned away."""
+
+    def __init__(self, config: ServerConfig, card: ModelCard, keys: Keys) -> None:
+        self.config = config
+        self.card = card
+        self.keys = keys
+        self.phase = "starting"
+        self.metrics = Metrics(card.name, lambda: self._loaded.engine.stats if self._loaded else None)
+        self.running: dict[str, list[Generation]] = {}
+        self._loaded: Loaded | None = None
+
+    def open(self, loaded: Loaded) -> None:
+        """Start taking requests."""
+        self._loaded = loaded
+        self.card.max_model_len = loaded.processor.facts.limits.max_model_len
+        self.card.sampling_defaults = loaded.processor.facts.sampling_defaults
+        self.phase = "ready"
+
+    @property
+    def loaded(self) -> Loaded:
+        """Raises ``ApiError`` (503) while the server takes no requests."""
+        if self._loaded is None or self.phase != "ready":
+            raise unavailable(f"The server takes no requests now: it is {self.phase}.")
+        return self._loaded
+
+    def check_model(self, name: str | None) -> None:
+        if name and name not in self.card.names:
+            raise ApiError(404, f"This server has no such model; it serves {self.card.name}.", "model")
+
+    async def off_loop(self, size: int, work: Callable[[], T]) -> T:
+        """``work()``, in a thread when ``size`` characters make it long."""
+        return await asyncio.to_thread(work) if size > _OFF_LOOP_CHARS else work()
+
+    def generation(
+        self,
+        public_id: str,
+        tenant: str,
+        prompts: list[tuple[EncodedPrompt, list[EngineRequest]]],
+        params: SamplingParams,
+        arrival: float,
+    ) -> Generation:
+        loaded = self.loaded
+        choices: list[Choice] = make_choices(prompts, loaded.stream)
+        self.metrics.admitted(params.n, choices[0].request.params.max_tokens or 0)
+        return Generation(public_id, tenant, choices, loaded.engine, self.metrics, arrival)
+
+    @contextmanager
+    def registered(self, generation: Generation) -> Iterator[None]:
+        """Count a generation as in flight, and let it be cancelled by its id."""
+        same_id = self.running.setdefault(generation.public_id, [])
+        same_id.append(generation)
+        try:
+            yield
+        finally:
+            same_id.remove(generation)
+            if not same_id:
+                self.running.pop(generation.public_id, None)
+
+    async def cancel(self, public_id: str, tenant: str) -> int:
+        """Cancel this tenant's requests of that id; returns how many there were."""
+        found = [g for g in self.running.get(public_id, []) if g.tenant == tenant]
+        for generation in found:
+            await generation.cancel()
+        return len(found)
+
+    async def cancel_all(self) -> None:
+        for generation in [g for same_id in self.running.values() for g in same_id]:
+            await generation.cancel()
+
+
+def service_of(request: Request) -> Service:
+    return cast(Service, request.app.state.service)
+
+
+def tenant_of(request: Request) -> str:
+    return cast(str, request.state.tenant)
+
+
+def cache_salt(tenant: str, salt: str | None) -> str:
+    """Keeps tenants' prefix caches apart; ``salt`` divides a tenant's own. A tenant name holds no colon."""
+    return f"{tenant}:{salt or ''}" if tenant or salt else ""
+
+
+def request_id(prefix: str, request: Request, given: str | None) -> str:
+    """The id shown to the client: its own (header or field) or a new one."""
+    own = request.headers.get("x-request-id") or given
+    return f"{prefix}-{own or uuid.uuid4().hex}"
