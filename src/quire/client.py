@@ -130,9 +130,7 @@ class ApiClient:
         return status, {name.strip().lower(): value.strip() for name, value in pairs}
 
 
-async def _body_parts(
-    reader: asyncio.StreamReader, headers: dict[str, str], timeout: float
-) -> AsyncIterator[bytes]:
+async def _body_parts(reader: asyncio.StreamReader, headers: dict[str, str], timeout: float) -> AsyncIterator[bytes]:
     chunked = "chunked" in headers.get("transfer-encoding", "").lower()
     left = int(headers["content-length"]) if "content-length" in headers and not chunked else None
     while left is None or left > 0:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from quire.llm import LLM
     from quire.outputs import RequestOutput
 
+
 @dataclass(frozen=True)
 class OfflineRun:
     outputs: list[RequestOutput]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from quire.bench.display import plot, show
 from quire.bench.figures import save, summarise
@@ -23,7 +24,7 @@ def run(load: LoadConfig, work: WorkloadConfig) -> int:
     timings = asyncio.run(_run_rates(load, requests, concurrency, rates))
     runs = {}
     for rate, (each, wall) in timings.items():
-        name = f"{work.workload}, {rate:g} requests/s" if rate else f"{work.workload}, concurrency {concurrency or 'all'}"
+        name = f"{work.workload}, " + (f"{rate:g} requests/s" if rate else f"concurrency {concurrency or 'all'}")
         runs[name] = summarise(each, wall)
         show(runs[name], name)
     if load.plot:
@@ -44,5 +45,9 @@ async def _run_rates(
         for rate in rates:
             task = progress.add_task(f"{rate:g} requests/s" if rate else "requests", total=len(requests))
             load = Load(concurrency, rate, text_prompts=config.text_prompts)
-            results[rate] = await send_all(client, model, requests, load, lambda _, task=task: progress.advance(task))
+            results[rate] = await send_all(client, model, requests, load, partial(_advance, progress, task))
     return results
+
+
+def _advance(progress: Progress, task: TaskID, _timing: Timing) -> None:
+    progress.advance(task)

@@ -23,61 +23,64 @@ class Request:
     max_tokens: int
 
 
+Draw = Callable[[random.Random], list[Request]]
+
+
 @dataclass(frozen=True)
 class Workload:
     """``concurrency`` is how many requests a load generator keeps in flight when nothing else is said; 0: all."""
 
     summary: str
-    draw: Callable[[random.Random, int], list[Request]]
+    draw: Draw
     concurrency: int = 0
 
 
-def make_workload(name: str, seed: int = 0, vocab_hi: int = VOCAB_HI) -> list[Request]:
-    """The requests of a workload; token ids are from 0 to ``vocab_hi``, both included."""
-    return WORKLOADS[name].draw(random.Random(seed), vocab_hi)
+def make_workload(name: str, seed: int = 0) -> list[Request]:
+    """The requests of a workload; token ids are from 0 to ``VOCAB_HI``, both included."""
+    return WORKLOADS[name].draw(random.Random(seed))
 
 
-def random_workload(count: int, input_len: int, output_len: int, seed: int = 0, vocab_hi: int = VOCAB_HI) -> list[Request]:
+def random_workload(count: int, input_len: int, output_len: int, seed: int = 0) -> list[Request]:
     """``count`` requests of equal lengths."""
     r = random.Random(seed)
-    return [Request(_tokens(r, input_len, vocab_hi), output_len) for _ in range(count)]
+    return [Request(_tokens(r, input_len), output_len) for _ in range(count)]
 
 
-def _tokens(r: random.Random, count: int, vocab_hi: int) -> list[int]:
-    return [r.randint(0, vocab_hi) for _ in range(count)]
+def _tokens(r: random.Random, count: int) -> list[int]:
+    return [r.randint(0, VOCAB_HI) for _ in range(count)]
 
 
-def _ranges(count: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> Callable[[random.Random, int], list[Request]]:
-    def draw(r: random.Random, vocab_hi: int) -> list[Request]:
-        prompts = [_tokens(r, r.randint(*inputs), vocab_hi) for _ in range(count)]
+def _ranges(count: int, inputs: tuple[int, int], outputs: tuple[int, int]) -> Draw:
+    def draw(r: random.Random) -> list[Request]:
+        prompts = [_tokens(r, r.randint(*inputs)) for _ in range(count)]
         lengths = [r.randint(*outputs) for _ in range(count)]
         return [Request(p, n) for p, n in zip(prompts, lengths, strict=True)]
 
     return draw
 
 
-def _fixed(count: int, input_len: int, output_len: int) -> Callable[[random.Random, int], list[Request]]:
-    def draw(r: random.Random, vocab_hi: int) -> list[Request]:
-        return [Request(_tokens(r, input_len, vocab_hi), output_len) for _ in range(count)]
+def _fixed(count: int, input_len: int, output_len: int) -> Draw:
+    def draw(r: random.Random) -> list[Request]:
+        return [Request(_tokens(r, input_len), output_len) for _ in range(count)]
 
     return draw
 
 
-def _shared(count: int, shared_len: int, own_len: int, output_len: int) -> Callable[[random.Random, int], list[Request]]:
-    def draw(r: random.Random, vocab_hi: int) -> list[Request]:
-        shared = _tokens(r, shared_len, vocab_hi)
-        return [Request(shared + _tokens(r, own_len, vocab_hi), output_len) for _ in range(count)]
+def _shared(count: int, shared_len: int, own_len: int, output_len: int) -> Draw:
+    def draw(r: random.Random) -> list[Request]:
+        shared = _tokens(r, shared_len)
+        return [Request(shared + _tokens(r, own_len), output_len) for _ in range(count)]
 
     return draw
 
 
-def _sharegpt(r: random.Random, vocab_hi: int) -> list[Request]:
+def _sharegpt(r: random.Random) -> list[Request]:
     def length(mean: float, sigma: float = 1.0) -> int:
         drawn = math.exp(r.gauss(math.log(mean) - sigma * sigma / 2, sigma))
         return min(1024, max(4, round(drawn)))
 
     lengths = [(length(220), length(200)) for _ in range(1000)]
-    return [Request(_tokens(r, i, vocab_hi), o) for i, o in lengths]
+    return [Request(_tokens(r, i), o) for i, o in lengths]
 
 
 WORKLOADS: dict[str, Workload] = {
@@ -89,7 +92,9 @@ WORKLOADS: dict[str, Workload] = {
     "w1": Workload("64 requests at concurrency 16, 32..256 in, 32..128 out", _ranges(64, (32, 256), (32, 128)), 16),
     "w2": Workload("a single stream, 128 in, 256 out", _fixed(1, 128, 256), 1),
     "w3": Workload("prefill of 1,024, 1 out", _fixed(1, 1024, 1), 1),
-    "w4": Workload("32 requests at concurrency 16, shared prefix of 512, 16 own in, 32 out", _shared(32, 512, 16, 32), 16),
+    "w4": Workload(
+        "32 requests at concurrency 16, shared prefix of 512, 16 own in, 32 out", _shared(32, 512, 16, 32), 16
+    ),
 }
 
 

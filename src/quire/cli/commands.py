@@ -31,7 +31,11 @@ COMMANDS: tuple[Command, ...] = (
         "quire.cli.chat:run",
         (_SOURCE, "quire.config.client:ChatConfig", _SAMPLING),
         usage="[MODEL] [options]",
-        examples=("quire chat", 'quire chat -q "What is the capital of France?"', "quire chat --url http://127.0.0.1:8000"),
+        examples=(
+            "quire chat",
+            'quire chat -q "What is the capital of France?"',
+            "quire chat --url http://127.0.0.1:8000",
+        ),
     ),
     Command(
         "complete",

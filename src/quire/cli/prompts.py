@@ -17,7 +17,7 @@ _INPUTS = ("messages", "prompt_token_ids", "prompt")
 
 @dataclass(frozen=True)
 class FilePrompt:
-    """One line of a prompt file. ``messages`` is set for a chat; ``prompt`` is text or a list of token ids otherwise."""
+    """A line of a prompt file: ``messages`` of a chat, or a ``prompt`` of text or token ids; ``given`` is the line."""
 
     params: SamplingParams
     prompt: str | list[int] | None = None

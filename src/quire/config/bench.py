@@ -43,7 +43,9 @@ class LoadConfig(Options):
     base_url: str = _load("http://127.0.0.1:8000", "Server under test; any with OpenAI's API.", "--url", metavar="URL")
     model: str | None = _load(None, "Name of the model in the API (default: the server's first).", metavar="NAME")
     api_key: str | None = _load(None, "Key of the server.", env=("VLLM_API_KEY", "OPENAI_API_KEY"), secret=True)
-    max_concurrency: int | None = _load(None, "Most requests in flight (default: the workload's own).", low=1, high=10_000)
+    max_concurrency: int | None = _load(
+        None, "Most requests in flight (default: the workload's own).", low=1, high=10_000
+    )
     request_rate: tuple[float, ...] = _load(
         (), "Requests a second, arriving as a Poisson process; several rates run one after another.", metavar="RATE"
     )

@@ -18,8 +18,8 @@ class FlagParser(argparse.ArgumentParser):
     ``positionals`` names the options that may also be given without their flag, in order.
     """
 
-    def __init__(self, *args: Any, **more: Any) -> None:
-        super().__init__(*args, **more, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
+    def __init__(self, **more: Any) -> None:
+        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
         self.positionals: list[str] = []
 
     def error(self, message: str) -> NoReturn:
@@ -108,8 +108,8 @@ def _add_option(group: Any, spec: OptionSpec) -> None:
 
 
 class _ForeignAction(argparse.Action):
-    def __init__(self, *args: Any, foreign: Foreign, **more: Any) -> None:
-        super().__init__(*args, **more, default=argparse.SUPPRESS)
+    def __init__(self, foreign: Foreign, **more: Any) -> None:
+        super().__init__(default=argparse.SUPPRESS, **more)
         self.foreign = foreign
 
     def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:

@@ -12,12 +12,12 @@ import types
 import typing
 from collections.abc import Callable
 from dataclasses import Field, dataclass, field
-from functools import cache
 from typing import Any, Literal, cast, get_args, get_origin
+from weakref import WeakKeyDictionary
 
 
 class ConfigError(ValueError):
-    """An option is unknown, malformed or out of range; ``option`` is its name, the message one sentence for the user."""
+    """An option is unknown, malformed or out of range; ``option`` names it, the message is for the user."""
 
     def __init__(self, option: str, message: str) -> None:
         super().__init__(message)
@@ -128,12 +128,15 @@ class Options:
         """Rules between fields; raises ``ConfigError``."""
 
 
-@cache
+_SPECS: WeakKeyDictionary[type, tuple[OptionSpec, ...]] = WeakKeyDictionary()
+
+
 def specs_of(cls: type) -> tuple[OptionSpec, ...]:
     """The options of a dataclass, in order."""
-    hints = typing.get_type_hints(cls)
-    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
-    return tuple(_spec(f, hints[f.name]) for f in fields)
+    if cls not in _SPECS:
+        hints = typing.get_type_hints(cls)
+        _SPECS[cls] = tuple(_spec(f, hints[f.name]) for f in dataclasses.fields(cls))
+    return _SPECS[cls]
 
 
 def changed(config: Any) -> dict[str, Any]:

@@ -78,9 +78,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _named_values(
-    classes: Sequence[type], named: Mapping[str, Any], shown: Any
-) -> tuple[dict[str, Any], list[str]]:
+def _named_values(classes: Sequence[type], named: Mapping[str, Any], shown: Any) -> tuple[dict[str, Any], list[str]]:
     """``named`` values by field name, with the notes on foreign ones."""
     by_name = {name: spec.name for spec in _all_specs(classes) for name in spec.names}
     foreign = {name: f for f in FOREIGN for name in f.names}

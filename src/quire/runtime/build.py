@@ -15,7 +15,8 @@ from quire.model.families import family_of
 from quire.model.loader import Loader
 from quire.model.spec import DecoderSpec
 from quire.ops.backend import Ops, backend
-from quire.runtime.memory import MemoryPlan, cpu_count, device_memory, plan_memory
+from quire.ops.cpu.load import default_threads
+from quire.runtime.memory import MemoryPlan, device_memory, plan_memory
 from quire.runtime.runner import ModelRunner
 from quire.weights.checkpoint import open_checkpoint
 
@@ -52,7 +53,7 @@ class Blueprint:
 
 def make_blueprint(config: EngineConfig) -> Blueprint:
     """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read."""
-    threads = config.threads or cpu_count()
+    threads = config.threads or default_threads()
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(config.model)
     family = family_of(checkpoint.config)

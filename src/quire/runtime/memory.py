@@ -112,14 +112,6 @@ def device_memory() -> int:
     return min(total, int(text)) if text.isdigit() else total
 
 
-def cpu_count() -> int:
-    """Cores this process may use: its affinity, or its cgroup's quota where that is lower."""
-    cores = len(os.sched_getaffinity(0))
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    limit, _, period = quota.read_text().partition(" ") if quota.exists() else ("max", "", "")
-    return max(1, min(cores, int(limit) // int(period))) if limit.isdigit() else cores
-
-
 def _split_pages(
     kv: int,
     max_len: int,

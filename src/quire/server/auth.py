@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 from starlette._utils import get_route_path
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -13,7 +13,6 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from quire.server.errors import error_response
 
 PUBLIC_PATHS = frozenset({"/health", "/ready", "/ping"})
-_KEY_VARIABLES = ("QUIRE_API_KEY", "VLLM_API_KEY")
 
 
 class Keys:
@@ -21,12 +20,6 @@ class Keys:
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key) for key in keys]
-
-    @classmethod
-    def of(cls, configured: Iterable[str], environment: Mapping[str, str]) -> Keys:
-        """Keys from the command line and the environment; blank ones don't count."""
-        found = [*configured, *(environment.get(name, "") for name in _KEY_VARIABLES)]
-        return cls(key.strip() for key in found if key.strip())
 
     def __bool__(self) -> bool:
         return bool(self._digests)

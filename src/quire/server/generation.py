@@ -9,31 +9,16 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import Protocol
 
-from quire.engine.messages import EngineRequest, EngineStats, TokenDelta, TokenLogprobs
-from quire.server.errors import internal_error
+from quire.engine.client import EngineClient
+from quire.engine.messages import EngineRequest, TokenDelta, TokenLogprobs
+from quire.server.errors import ApiError, internal_error
 from quire.server.metrics import Metrics, Timings
 from quire.text.output import CompletionAssembler, OutputDelta, TextStream
 from quire.text.prompt import EncodedPrompt
 
 logger = logging.getLogger("quire.server")
 _serial = itertools.count(1)
-
-
-class Engine(Protocol):
-    """What serving requests needs of an engine client."""
-
-    @property
-    def stats(self) -> EngineStats | None: ...
-
-    def generate(self, request: EngineRequest) -> AsyncGenerator[TokenDelta, None]:
-        """Deltas of one request, the last with ``finish_reason``. Raises ``QueueFull``, ``EngineDead``."""
-        ...
-
-    async def abort(self, request_ids: Sequence[str]) -> None: ...
-
-    async def reset_prefix_cache(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -79,13 +64,14 @@ class Generation:
     public_id: str
     tenant: str
     choices: list[Choice]
-    engine: Engine
+    engine: EngineClient
     metrics: Metrics
     arrival: float
+    _failure: ApiError | None = None
     _tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
     async def outputs(self) -> AsyncGenerator[Item, None]:
-        """Each choice with what was added to it. Raises what ``Engine.generate`` raises, and ``ApiError``."""
+        """Each choice with what was added to it. Raises what ``EngineClient.generate`` raises, and ``ApiError``."""
         source = self._one(self.choices[0]) if len(self.choices) == 1 else self._merged()
         try:
             async with aclosing(source):
@@ -97,6 +83,11 @@ class Generation:
     async def cancel(self) -> None:
         """End every unfinished choice with finish reason "abort"."""
         await self.engine.abort([c.request.request_id for c in self.choices if not c.finished])
+
+    async def fail(self, error: ApiError) -> None:
+        """End it with an error."""
+        self._failure = error
+        await self.cancel()
 
     def totals(self) -> Totals:
         firsts = [c for c in self.choices if c.first_of_prompt]
@@ -113,16 +104,11 @@ class Generation:
         )
 
     async def _one(self, choice: Choice) -> AsyncGenerator[Item, None]:
-        deltas = self.engine.generate(choice.request)
-        try:
-            async with aclosing(deltas):
-                async for delta in deltas:
-                    yield choice, self._take(choice, delta)
-                    if choice.finished:
-                        return
-        finally:
-            if not choice.finished or choice.assembler.must_abort:
-                await self.engine.abort([choice.request.request_id])
+        async with aclosing(self.engine.generate(choice.request)) as deltas:
+            async for delta in deltas:
+                yield choice, self._take(choice, delta)
+                if choice.finished:
+                    return  # closing the stream aborts what a stop string has cut short
 
     async def _merged(self) -> AsyncGenerator[Item, None]:
         queue: asyncio.Queue[Item | Exception | None] = asyncio.Queue()
@@ -148,6 +134,8 @@ class Generation:
             queue.put_nowait(error)
 
     def _take(self, choice: Choice, delta: TokenDelta) -> OutputDelta:
+        if delta.finish_reason == "abort" and self._failure is not None:
+            raise self._failure
         if delta.finish_reason == "error":
             logger.error("Request %s failed in the engine: %s", self.public_id, delta.error)
             raise internal_error()

@@ -64,7 +64,7 @@ class Metrics:
         self._success = self._counter("vllm:request_success", "Finished requests.", "finished_reason")
         self._rejections = self._counter("quire:rejected_requests", "Requests refused, by HTTP status.", "status")
         self._gone = self._counter("quire:client_disconnects", "Requests whose client went away.")
-        self._http = self._counter("http_requests", "HTTP requests, by route and status.", "handler", "method", "status")
+        self._http = self._counter("http_requests", "HTTP requests by outcome.", "handler", "method", "status")
         self.inter_token = self._histograms["inter_token_latency_seconds"].observe
         self.phases: Mapping[str, float] = {}
         self.ready: EngineReady | None = None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -13,16 +15,20 @@ from typing import Any, TypeVar, cast
 from fastapi import Request
 
 from quire.config.server import ServerConfig
-from quire.engine.messages import EngineRequest
+from quire.engine.client import EngineClient
+from quire.engine.messages import EngineRequest, EngineStats
 from quire.params import SamplingParams
 from quire.server.auth import Keys
 from quire.server.errors import ApiError, unavailable
-from quire.server.generation import Choice, Engine, Generation, make_choices
+from quire.server.generation import Choice, Generation, make_choices
 from quire.server.metrics import Metrics
 from quire.text.output import TextStream, TokenNames
 from quire.text.prompt import EncodedPrompt, Processor
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenised in a thread: they would hold up other streams' tokens
+_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
+_PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
+logger = logging.getLogger("quire.server")
 T = TypeVar("T")
 
 
@@ -36,6 +42,8 @@ class ModelCard:
     chat_template: str | None = None
     sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
 
+    listed: tuple[str, ...] = ()
+
     @property
     def name(self) -> str:
         return self.names[0]
@@ -45,7 +53,7 @@ class ModelCard:
 class Loaded:
     """What is there once the model can be served."""
 
-    engine: Engine
+    engine: EngineClient
     processor: Processor
     names: TokenNames
     stream: Callable[[bool], TextStream | None]
@@ -60,7 +68,8 @@ class Service:
         self.card = card
         self.keys = keys
         self.phase = "starting"
-        self.metrics = Metrics(card.name, lambda: self._loaded.engine.stats if self._loaded else None)
+        self.metrics = Metrics(card.name, lambda: self.stats)
+        self.in_flight = 0  # HTTP requests, probes among them
         self.running: dict[str, list[Generation]] = {}
         self._loaded: Loaded | None = None
 
@@ -72,11 +81,40 @@ class Service:
         self.phase = "ready"
 
     @property
+    def alive(self) -> bool:
+        """Whether there is an engine that works, or will again."""
+        return self._loaded is not None and self._loaded.engine.health.dead is None
+
+    @property
+    def stats(self) -> EngineStats | None:
+        return self._loaded.engine.stats if self._loaded is not None else None
+
+    @property
     def loaded(self) -> Loaded:
         """Raises ``ApiError`` (503) while the server takes no requests."""
         if self._loaded is None or self.phase != "ready":
             raise unavailable(f"The server takes no requests now: it is {self.phase}.")
         return self._loaded
+
+    @property
+    def serving_card(self) -> ModelCard:
+        """The card, once its facts are known. Raises ``ApiError`` (503) before."""
+        _ = self.loaded
+        return self.card
+
+    def obstacle(self) -> str | None:
+        """What keeps the server from serving, in one sentence; also work that makes no progress."""
+        if self.phase != "ready" or self._loaded is None:
+            return f"The server is {self.phase}."
+        return self._loaded.engine.health.reason
+
+    def account(self, route: str, method: str, status: int, seconds: float) -> None:
+        """Note one HTTP request that ended."""
+        if route in _PROBES:
+            return
+        self.metrics.http_request(route, method, status)
+        if self.config.enable_log_requests:
+            logger.info("%s %s %d %.3f s", method, route, status, seconds)
 
     def check_model(self, name: str | None) -> None:
         if name and name not in self.card.names:
@@ -118,9 +156,10 @@ class Service:
             await generation.cancel()
         return len(found)
 
-    async def cancel_all(self) -> None:
+    async def fail_all(self, message: str) -> None:
+        """End everything in flight with a 503, as an error event where a stream has begun."""
         for generation in [g for same_id in self.running.values() for g in same_id]:
-            await generation.cancel()
+            await generation.fail(unavailable(message))
 
 
 def service_of(request: Request) -> Service:
@@ -138,5 +177,7 @@ def cache_salt(tenant: str, salt: str | None) -> str:
 
 def request_id(prefix: str, request: Request, given: str | None) -> str:
     """The id shown to the client: its own (header or field) or a new one."""
-    own = request.headers.get("x-request-id") or given
-    return f"{prefix}-{own or uuid.uuid4().hex}"
+    own = request.headers.get("x-request-id")
+    if own and not _REQUEST_ID.fullmatch(own):
+        raise ApiError(400, "X-Request-Id must be 1 to 128 letters, digits or any of _ . : -.", "request_id")
+    return f"{prefix}-{own or given or uuid.uuid4().hex}"

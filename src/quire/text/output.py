@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -113,12 +114,27 @@ class CompletionAssembler:
         self.stop_reason = stop_reason
 
 
+def token_offsets(stream: TextStream | None, token_ids: Sequence[int]) -> list[int]:
+    """Where the text of each of these tokens starts, in characters."""
+    offsets: list[int] = []
+    chars = 0
+    for token_id in token_ids:
+        offsets.append(chars)
+        if stream is not None:
+            chars += len(stream.push(token_id))
+    return offsets
+
+
 class TokenNames:
     """Texts of single tokens, for logprobs; remembers them, for the same few come again and again."""
 
     def __init__(self, tokenizer: TokenTexts | None) -> None:
         self._tokenizer = tokenizer
         self._texts: dict[int, str] = {}
+
+    @property
+    def available(self) -> bool:
+        return self._tokenizer is not None
 
     def text(self, token_id: int) -> str | None:
         """The token's text, U+FFFD standing for bytes that are no whole character; ``None`` without a tokenizer."""

@@ -1,4 +1,4 @@
-"""From what a caller sends (text, token ids, messages) to engine requests. Free of HTTP; shared by server and ``LLM``."""
+"""From what a caller sends (text, token ids, messages) to engine requests; shared by the server and ``LLM``."""
 
 from __future__ import annotations
 
@@ -73,19 +73,63 @@ class Processor:
         text, ids = _split(prompt)
         if ids is None:
             text = text or ""
-            tokenizer = self._need_tokenizer("prompt", "send token ids")
             if truncate is None:
                 self._check_chars(text)
-            ids = tokenizer.encode(text, add_special_tokens=add_special_tokens, parse_special=True)
-        ids = self._truncate(ids, truncate, side)
-        check_prompt(ids, self.facts.limits)
-        return EncodedPrompt(ids, text)
+            ids = self.tokenize(text, add_special_tokens=add_special_tokens)
+        return self._checked(EncodedPrompt(self._truncate(ids, truncate, side), text))
+
+    def encode_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+        add_special_tokens: bool = False,
+        truncate: int | None = None,
+        side: str = "left",
+    ) -> EncodedPrompt:
+        """A conversation through the model's chat template to checked token ids.
+
+        ``variables`` go to the template. The template writes the special tokens itself, so none are added by default.
+        """
+        text = self.render_chat(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+        )
+        if truncate is None:
+            self._check_chars(text)
+        ids = self.tokenize(text, add_special_tokens=add_special_tokens)
+        return self._checked(EncodedPrompt(self._truncate(ids, truncate, side), text))
+
+    def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text in which special tokens may be spelt out; any length."""
+        return self._need_tokenizer("prompt", "send token ids").encode(text, add_special_tokens=add_special_tokens)
+
+    def render_chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        variables: Mapping[str, Any] | None = None,
+    ) -> str:
+        if self.template is None:
+            raise ParameterError("messages", "This model has no chat template: use completions, or --chat-template.")
+        return self.template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            **(variables or {}),
+        )
 
     def encode_text(self, text: str, param: str) -> list[int]:
         """Plain ids of a text: no special tokens added or parsed."""
         return self._need_tokenizer(param, "leave it out").encode(text, add_special_tokens=False, parse_special=False)
 
-    def request(
+    def requests(
         self,
         request_id: str,
         prompt: EncodedPrompt,
@@ -96,7 +140,7 @@ class Processor:
         cache_salt: str = "",
         arrival_time: float = 0.0,
     ) -> list[EngineRequest]:
-        """One engine request for each of ``params.n`` completions; prompt logprobs only with the first.
+        """One engine request for each of ``params.n`` completions, each with a seed of its own.
 
         ``max_tokens=None`` means the rest of the context. A ``max_tokens`` beyond it is refused, or with
         ``clip_max_tokens`` reduced.
@@ -110,14 +154,13 @@ class Processor:
         each = msgspec.structs.replace(
             params, n=1, max_tokens=max_tokens, min_tokens=min(params.min_tokens, max_tokens), seed=None
         )
-        later = msgspec.structs.replace(each, prompt_logprobs=None) if params.n > 1 else each
         bad_words = self._bad_words(params.bad_words)
         seed = params.seed if params.seed is not None else self._next_seed()
         return [
             EngineRequest(
                 request_id=request_id if params.n == 1 else f"{request_id}-{index}",
                 prompt_token_ids=prompt.token_ids,
-                params=each if index == 0 else later,
+                params=each,
                 seed=derive_seed(seed, index),
                 eos_token_ids=list(self.facts.eos_token_ids),
                 bad_words_token_ids=bad_words,
@@ -128,6 +171,10 @@ class Processor:
             for index in range(params.n)
         ]
 
+    def _checked(self, prompt: EncodedPrompt) -> EncodedPrompt:
+        check_prompt(prompt.token_ids, self.facts.limits)
+        return prompt
+
     def _truncate(self, ids: list[int], truncate: int | None, side: str) -> list[int]:
         if truncate is None:
             return ids
@@ -135,7 +182,7 @@ class Processor:
         if not 1 <= keep < self.facts.limits.max_model_len:
             raise ParameterError(
                 "truncate_prompt_tokens",
-                f"truncate_prompt_tokens must be -1, or from 1 to {self.facts.limits.max_model_len - 1} on this server.",
+                f"truncate_prompt_tokens must be -1 or from 1 to {self.facts.limits.max_model_len - 1} here.",
             )
         if len(ids) <= keep:
             return ids
@@ -148,8 +195,8 @@ class Processor:
         if len(text) > most:
             raise ParameterError(
                 "prompt",
-                f"The prompt has {len(text)} characters, more than {self.facts.limits.max_model_len} tokens (this model's"
-                " context) can hold. Shorten the prompt.",
+                f"The prompt has {len(text)} characters, more than the model's context of"
+                f" {self.facts.limits.max_model_len} tokens can hold. Shorten the prompt.",
             )
 
     def _need_tokenizer(self, param: str, cure: str) -> PromptTokenizer:

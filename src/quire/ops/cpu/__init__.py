@@ -1,13 +1,5 @@
-"""Ops on CPU by own C++ kernels."""
+"""Ops on CPU by own C++ kernels (``csrc/``), or by plain torch where they could not be built."""
 
-from __future__ import annotations
+from quire.ops.cpu.load import load
 
-from typing import Any
-
-from quire.ops.backend import Ops
-
-
-def load(threads: int | None = None, **_: Any) -> Ops:
-    from quire.ops.reference import ReferenceOps
-
-    return ReferenceOps()
+__all__ = ["load"]

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator
 from typing import Generic, TypeVar
 
+from fastapi import Request, Response
+
 from quire.server.generation import Choice, Generation
 from quire.server.openai.events import ChatChunk, Completion, encode, metrics_of, usage_of
 from quire.server.openai.logprobs import LogprobShapes
 from quire.server.openai.protocol import GenerationRequest
 from quire.server.service import Service
-from quire.server.sse import event
+from quire.server.sse import EventStream, event, while_connected
 from quire.text.output import OutputDelta
 from quire.version import __version__
 
@@ -33,8 +35,8 @@ class Answer(ABC, Generic[Body]):
         self._keep_silent = keep_silent or bool(body.return_token_ids)
 
     @abstractmethod
-    def chunk(self, choice: Choice, out: OutputDelta) -> Completion | ChatChunk:
-        """An event for what was added to one choice."""
+    def chunk(self, choice: Choice, out: OutputDelta, *, first: bool) -> Completion | ChatChunk:
+        """An event for what was added to one choice; ``first`` for the first such event of the choice."""
 
     @abstractmethod
     def closing(self) -> Completion | ChatChunk:
@@ -43,6 +45,19 @@ class Answer(ABC, Generic[Body]):
     def opening(self, choice: Choice) -> Completion | ChatChunk | None:
         """An event to send before the first of a choice."""
         return None
+
+    @abstractmethod
+    async def whole(self) -> bytes:
+        """The unstreamed answer."""
+
+    async def respond(self, request: Request, headers: dict[str, str]) -> Response:
+        """The answer as the request wants it, streamed or whole. Raises ``ClientGone``."""
+        headers["X-Request-Id"] = self.generation.public_id
+        metrics, config = self.service.metrics, self.service.config
+        if self.body.stream:
+            return EventStream(self.events(), metrics.client_gone, headers, config.sse_keep_alive_interval)
+        payload = await while_connected(request.receive, self.whole())
+        return Response(payload, headers=headers, media_type="application/json")
 
     async def collect(self) -> list[OutputDelta]:
         """All that each choice became."""
@@ -56,15 +71,18 @@ class Answer(ABC, Generic[Body]):
         """The streamed answer: an event for each delta, or each ``stream_interval`` tokens."""
         generation, usage = self.generation, self.body.continuous_usage
         pace = _Pace(len(generation.choices), self._interval, self._keep_silent)
+        opened: set[int] = set()
+        shown: set[int] = set()
         with self.service.registered(generation):
             async for choice, delta in generation.outputs():
-                if not choice.opened:
-                    choice.opened = True
+                if choice.index not in opened:
+                    opened.add(choice.index)
                     if (opening := self.opening(choice)) is not None:
                         yield self._event(opening, usage=usage)
                 if (out := pace.take(choice.index, delta)) is None:
                     continue
-                chunk = self.chunk(choice, out)
+                chunk = self.chunk(choice, out, first=choice.index not in shown)
+                shown.add(choice.index)
                 if out.finish_reason is not None:
                     self._sign(chunk)
                 yield self._event(chunk, usage=usage)
@@ -98,36 +116,33 @@ class _Pace:
         self._interval = interval
         self._keep_silent = keep_silent
         self._waiting: list[list[OutputDelta]] = [[] for _ in range(choices)]
-        self._started = [False] * choices
+        self._tokens = [interval] * choices  # since the last event
 
     def take(self, index: int, delta: OutputDelta) -> OutputDelta | None:
         """What is to go out now, if anything."""
-        waiting = self._waiting[index]
-        due = delta.finish_reason is not None or self._interval == 1 or not self._started[index]
-        if not due:
-            due = sum(len(w.token_ids) for w in waiting) + len(delta.token_ids) >= self._interval
-        silent = not delta.text and not self._keep_silent and delta.finish_reason is None
-        if not due or (silent and not any(w.text for w in waiting)):
-            if not silent or self._keep_silent:
-                waiting.append(delta)
+        last = delta.finish_reason is not None
+        if not delta.text and not self._keep_silent and not last:
             return None
-        self._started[index] = True
-        if not waiting:
-            return delta
+        waiting = self._waiting[index]
+        waiting.append(delta)
+        self._tokens[index] += len(delta.token_ids)
+        if self._tokens[index] < self._interval and not last:
+            return None
+        self._tokens[index] = 0
         self._waiting[index] = []
-        return merge([*waiting, delta])
+        return merge(waiting)
 
 
 def merge(parts: list[OutputDelta]) -> OutputDelta:
     """Several deltas of one choice, in order, as one."""
     if len(parts) == 1:
         return parts[0]
-    out = OutputDelta("".join(p.text for p in parts))
-    for part in parts:
-        out.token_ids = out.token_ids + part.token_ids
-        out.offsets = out.offsets + part.offsets
-        if part.logprobs is not None:
-            out.logprobs = (out.logprobs or []) + part.logprobs
-    if parts:
-        out.finish_reason, out.stop_reason = parts[-1].finish_reason, parts[-1].stop_reason
-    return out
+    with_logprobs = any(p.logprobs is not None for p in parts)
+    return OutputDelta(
+        text="".join(p.text for p in parts),
+        token_ids=[i for p in parts for i in p.token_ids],
+        logprobs=[lp for p in parts for lp in p.logprobs or []] if with_logprobs else None,
+        offsets=[o for p in parts for o in p.offsets],
+        finish_reason=parts[-1].finish_reason if parts else None,
+        stop_reason=parts[-1].stop_reason if parts else None,
+    )

@@ -8,19 +8,19 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from quire.engine.messages import EngineRequest
-from quire.params import ParameterError, SamplingParams
+from quire.engine.messages import EngineRequest, TokenLogprobs
+from quire.params import SamplingParams
+from quire.server.errors import ApiError
 from quire.server.generation import Choice, Generation
 from quire.server.limits import JsonRoute
+from quire.server.openai.answer import FINGERPRINT, Answer
 from quire.server.openai.events import Completion, CompletionChoice, CompletionLogprobs, encode, metrics_of, usage_of
 from quire.server.openai.fields import check_extra_fields
 from quire.server.openai.logprobs import LogprobShapes
 from quire.server.openai.protocol import CompletionRequest
 from quire.server.service import Service, cache_salt, request_id, service_of, tenant_of
-from quire.server.sse import EventStream, event, while_connected
-from quire.text.output import OutputDelta
+from quire.text.output import OutputDelta, token_offsets
 from quire.text.prompt import EncodedPrompt
-from quire.version import FINGERPRINT
 
 _DEFAULT_MAX_TOKENS = 16
 router = APIRouter(route_class=JsonRoute)
@@ -43,14 +43,7 @@ async def create_completion(body: CompletionRequest, request: Request) -> Respon
         texts, lambda: _prompts(service, body, params, public_id, cache_salt(tenant, body.cache_salt), arrival)
     )
     generation = service.generation(public_id, tenant, prompts, params, arrival)
-    answer = _Answer(service, body, generation)
-    headers["X-Request-Id"] = public_id
-    if body.stream:
-        return EventStream(
-            answer.events(), service.metrics.client_gone, headers, service.config.sse_keep_alive_interval
-        )
-    payload = await while_connected(request.receive, answer.whole())
-    return Response(payload, headers=headers, media_type="application/json")
+    return await CompletionAnswer(service, body, generation).respond(request, headers)
 
 
 def _sampling(service: Service, body: CompletionRequest) -> SamplingParams:
@@ -59,8 +52,6 @@ def _sampling(service: Service, body: CompletionRequest) -> SamplingParams:
     if body.echo and max_tokens == 0:
         max_tokens = 1  # only the prompt is wanted; what is generated for it is dropped
     if body.echo and body.logprobs is not None and body.prompt_logprobs is None:
-        if body.stream:
-            raise ParameterError("echo", "echo with logprobs can't be streamed: leave out stream.")
         more["prompt_logprobs"] = body.logprobs
     return body.sampling(
         service.loaded.processor.facts.sampling_defaults, max_tokens=max_tokens, logprobs=body.logprobs, **more
@@ -70,7 +61,7 @@ def _sampling(service: Service, body: CompletionRequest) -> SamplingParams:
 def _check_count(service: Service, body: CompletionRequest, params: SamplingParams) -> None:
     most = service.config.max_prompts
     if len(body.prompt) * params.n > most:
-        raise ParameterError("prompt", f"prompt and n ask for more than {most} completions (--max-prompts).")
+        raise ApiError(400, f"prompt and n ask for more than {most} completions (--max-prompts).", "prompt")
 
 
 def _prompts(
@@ -98,66 +89,64 @@ def _prompts(
     return found
 
 
-class _Answer:
-    """Renders one request's generation."""
-
+class CompletionAnswer(Answer[CompletionRequest]):
     def __init__(self, service: Service, body: CompletionRequest, generation: Generation) -> None:
-        self._service = service
-        self._body = body
-        self._generation = generation
-        self._shapes = LogprobShapes(service.loaded.names, bool(body.return_tokens_as_token_ids))
-        self._created = int(generation.arrival)
-        self._echo_only = bool(body.echo and body.max_tokens == 0)
-        self._interval = body.stream_interval or service.config.stream_interval
+        super().__init__(service, body, generation, keep_silent=body.logprobs is not None)
+        self._only_echo = bool(body.echo and body.max_tokens == 0)
 
     async def whole(self) -> bytes:
         """The unstreamed answer."""
-        generation = self._generation
-        parts: list[list[OutputDelta]] = [[] for _ in generation.choices]
-        with self._service.registered(generation):
-            async for choice, out in generation.outputs():
-                parts[choice.index].append(out)
-        totals = generation.totals()
-        choices = [self._choice(c, merge(parts[c.index]), whole=True) for c in generation.choices]
-        return encode(
-            Completion(
-                generation.public_id,
-                self._created,
-                self._service.card.name,
-                choices,
-                usage=usage_of(totals),
-                metrics=metrics_of(totals),
-                system_fingerprint=FINGERPRINT,
-            )
+        outs = await self.collect()
+        choices = [self._choice(c, outs[c.index], first=True) for c in self.generation.choices]
+        totals = self.generation.totals()
+        answer = self._completion(choices)
+        answer.usage, answer.metrics = usage_of(totals), metrics_of(totals)
+        answer.system_fingerprint = FINGERPRINT
+        return encode(answer)
+
+    def chunk(self, choice: Choice, out: OutputDelta, *, first: bool) -> Completion:
+        return self._completion([self._choice(choice, out, first=first)])
+
+    def closing(self) -> Completion:
+        return self._completion([])
+
+    def _completion(self, choices: list[CompletionChoice]) -> Completion:
+        return Completion(self.generation.public_id, self.created, self.model, choices)
+
+    def _choice(self, choice: Choice, out: OutputDelta, *, first: bool) -> CompletionChoice:
+        """One choice; the ``first`` of its events carries what belongs to the prompt."""
+        body = self.body
+        if self._only_echo:
+            out = OutputDelta(finish_reason="length", logprobs=[] if out.logprobs is not None else None)
+        rendered = CompletionChoice(
+            choice.index, out.text, self._logprobs(choice, out, first), out.finish_reason, out.stop_reason
         )
+        if body.return_token_ids:
+            rendered.token_ids = out.token_ids
+        if first:
+            if body.echo:
+                rendered.text = self._prompt_text(choice) + out.text
+            if body.return_token_ids:
+                rendered.prompt_token_ids = choice.prompt.token_ids
+            if body.prompt_logprobs is not None and choice.prompt_logprobs is not None:
+                rendered.prompt_logprobs = self.shapes.prompt(choice.prompt_logprobs)
+        return rendered
 
-    async def events(self) -> AsyncGenerator[bytes, None]:
-        """The streamed answer, an event for each delta (or each ``stream_interval`` tokens)."""
-        generation, body = self._generation, self._body
-        unfinished = len(generation.choices)
-        echoed = [not body.echo] * unfinished
-        pace = Pace(unfinished, self._interval)
-        with self._service.registered(generation):
-            async for choice, delta in generation.outputs():
-                out = pace.take(choice.index, delta)
-                if out is None:
-                    continue
-                first = not echoed[choice.index]
-                echoed[choice.index] = True
-                chunk = self._chunk([self._choice(choice, out, whole=first)])
-                if out.finish_reason is not None:
-                    unfinished -= 1
-                    chunk.system_fingerprint = FINGERPRINT
-                    if not unfinished and not body.include_usage:
-                        chunk.metrics = metrics_of(generation.totals())
-                if body.continuous_usage:
-                    chunk.usage = usage_of(generation.totals())
-                yield event(encode(chunk))
-        if body.include_usage:
-            totals = generation.totals()
-            chunk = self._chunk([])
-            chunk.usage, chunk.metrics = usage_of(totals), metrics_of(totals)
-            yield event(encode(chunk))
+    def _prompt_text(self, choice: Choice) -> str:
+        if choice.prompt.text is not None:
+            return choice.prompt.text
+        return self.service.loaded.decode(choice.prompt.token_ids)
 
-    def _chunk(self, choices: list[CompletionChoice]) -> Completion:
-        return Completion(self._generation.public_id, self._created, self._service.card.name, choices)
+    def _logprobs(self, choice: Choice, out: OutputDelta, first: bool) -> CompletionLogprobs | None:
+        if self.body.logprobs is None or out.logprobs is None:
+            return None
+        positions: list[TokenLogprobs | None] = list(out.logprobs)
+        if not self.body.echo:
+            return self.shapes.completion(positions, out.token_ids, out.offsets)
+        start = len(self._prompt_text(choice))
+        shifted = [start + o for o in out.offsets]
+        if not first or choice.prompt_logprobs is None:
+            return self.shapes.completion(positions, out.token_ids, shifted)
+        ids = choice.prompt.token_ids
+        offsets = [min(o, start) for o in token_offsets(self.service.loaded.stream(True), ids)]
+        return self.shapes.completion(choice.prompt_logprobs + positions, ids + out.token_ids, offsets + shifted)

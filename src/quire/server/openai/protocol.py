@@ -12,8 +12,8 @@ from quire.server.openai.fields import Bias, Bool, Float, Int, RequestBody, Str,
 
 _ID_SCHEMA = {"type": "integer", "minimum": 0}
 _SAMPLING = (
-    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p", "seed",
-    "stop", "stop_token_ids", "ignore_eos", "min_tokens", "prompt_logprobs", "skip_special_tokens",
+    "n", "presence_penalty", "frequency_penalty", "repetition_penalty", "temperature", "top_p", "top_k", "min_p",
+    "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "prompt_logprobs", "skip_special_tokens",
     "spaces_between_special_tokens", "include_stop_str_in_output", "logit_bias", "allowed_token_ids", "bad_words",
 )  # fmt: skip
 _REQUEST_ID = r"[A-Za-z0-9_.:-]{1,128}"
@@ -43,10 +43,10 @@ class GenerationRequest(RequestBody):
     frequency_penalty: Float | None = ranged("frequency_penalty")
     repetition_penalty: Float | None = ranged("repetition_penalty")
     seed: Int | None = ranged("seed")
-    stop: Strings = []
+    stop: Strings = Field(default_factory=list)
     stop_token_ids: TokenIds | None = None
-    bad_words: Strings = []
-    logit_bias: Bias = {}
+    bad_words: Strings = Field(default_factory=list)
+    logit_bias: Bias = Field(default_factory=dict)
     allowed_token_ids: TokenIds | None = None
     ignore_eos: Bool | None = None
     skip_special_tokens: Bool | None = None
@@ -197,18 +197,20 @@ def _template_kwargs(value: Any) -> Any:
     return value
 
 
-class ChatInput(RequestBody):
-    """A conversation and how to render it."""
+_TemplateKwargs = Annotated[
+    dict[str, Any], BeforeValidator(_template_kwargs), WithJsonSchema({"type": ["object", "null"]})
+]
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+
+class Rendering(RequestBody):
+    """How to render a conversation."""
+
     add_generation_prompt: Bool | None = None
     continue_final_message: Bool | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any], BeforeValidator(_template_kwargs), WithJsonSchema({"type": ["object", "null"]})
-    ] = {}
+    chat_template_kwargs: _TemplateKwargs = Field(default_factory=dict)
 
     def render_options(self) -> dict[str, Any]:
-        """Keyword arguments of ``Processor.encode_chat``. Raises ``ParameterError``."""
+        """Keyword arguments of ``Processor.render_chat``. Raises ``ParameterError``."""
         carry_on = bool(self.continue_final_message)
         add_prompt = (not carry_on) if self.add_generation_prompt is None else self.add_generation_prompt
         if carry_on and add_prompt:
@@ -222,25 +224,21 @@ class ChatInput(RequestBody):
         }
 
 
-class ChatRequest(GenerationRequest, ChatInput):
+class ChatRequest(GenerationRequest, Rendering):
+    messages: Annotated[list[Message], Field(min_length=1)]
     max_completion_tokens: Int | None = ranged("max_tokens")
     logprobs: Bool | None = None
     top_logprobs: Int | None = ranged("logprobs")
     return_prompt_text: Bool | None = None
 
 
-class TokenizeRequest(RequestBody):
+class TokenizeRequest(Rendering):
     """``prompt`` or ``messages``."""
 
     model: Str | None = None
     prompt: Str | None = None
     messages: list[Message] | None = None
     add_special_tokens: Bool | None = None
-    add_generation_prompt: Bool | None = None
-    continue_final_message: Bool | None = None
-    chat_template_kwargs: Annotated[
-        dict[str, Any], BeforeValidator(_template_kwargs), WithJsonSchema({"type": ["object", "null"]})
-    ] = {}
     return_token_strs: Bool | None = None
 
 

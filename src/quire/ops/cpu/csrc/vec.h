@@ -66,7 +66,11 @@ QUIRE_INLINE W16 shift_left(W16 x) {
 }
 QUIRE_INLINE W16 broadcast_pair(const int32_t* p) { return _mm256_set1_epi32(*p); }
 QUIRE_INLINE I8 zero_int() { return _mm256_setzero_si256(); }
-QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) { return _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)); }
+QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) {
+  W16 products;  // in assembly, because gcc would compute all products of a tile first and spill the sums
+  __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(a), "x"(b));
+  return acc;
+}
 QUIRE_INLINE F8 to_float(I8 x) { return _mm256_cvtepi32_ps(x); }
 QUIRE_INLINE W16 round_to_words(F8 low, F8 high) {
   const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
@@ -124,11 +128,9 @@ QUIRE_INLINE F8 load(const f16* p) {
   return x;
 }
 QUIRE_INLINE F8 load(const bf16* p) {
-  uint32_t wide[8];
-  for (int i = 0; i < 8; ++i) wide[i] = static_cast<uint32_t>(p[i].bits) << 16;
-  F8 x;
-  memcpy(&x, wide, 32);
-  return x;
+  I8 wide;
+  for (int i = 0; i < 8; ++i) wide[i] = static_cast<int32_t>(static_cast<uint32_t>(p[i].bits) << 16);
+  return (F8)wide;
 }
 QUIRE_INLINE void store(float* p, F8 x) { memcpy(p, &x, 32); }
 QUIRE_INLINE void store(f16* p, F8 x) {

@@ -1,0 +1,132 @@
+"""The engine's process: ``python -m quire.engine.main``, its settings as one line of JSON on stdin.
+
+stdin stays open: when the parent goes, it closes, and this process ends.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import faulthandler
+import gc
+import importlib
+import logging
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from typing import NoReturn
+
+import msgspec
+import zmq
+
+from quire.config.engine import EngineConfig
+from quire.engine.boot import Boot
+from quire.engine.messages import ClientMessage, EngineFailed, Progress, Shutdown
+from quire.engine.service import EngineService, LoadedRunner, refuse_undecodable
+
+log = logging.getLogger("quire.engine")
+
+_PR_SET_PDEATHSIG = 1
+_LINGER_MS = 1000
+
+
+def main() -> None:
+    boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
+    _die_with_parent(boot.parent)
+    # Ctrl-C reaches the whole process group; the front decides what happens then.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _exit_on_signal)
+    faulthandler.enable()
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    logging.basicConfig(level=boot.log_level.upper(), format="%(levelname)s %(name)s: %(message)s")
+
+    line = Line(boot)
+    try:
+        service = EngineService(_load(boot, line), boot.config)
+        line.send(service.ready)
+        gc.collect()
+        gc.freeze()  # the model's objects live for ever: never look at them again
+        line.serve(service)
+    except Exception as error:
+        line.fail(error)
+    line.close()
+
+
+class Line:
+    """The two sockets to the parent."""
+
+    def __init__(self, boot: Boot) -> None:
+        self._context = zmq.Context()
+        self._inbox = self._context.socket(zmq.PULL)
+        self._outbox = self._context.socket(zmq.PUSH)
+        for socket, address in ((self._inbox, boot.inbox), (self._outbox, boot.outbox)):
+            socket.set_hwm(0)
+            socket.linger = _LINGER_MS
+            socket.connect(address)
+        self._decoder = msgspec.msgpack.Decoder(ClientMessage)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: msgspec.Struct) -> None:
+        self._outbox.send(self._encoder.encode(message))
+
+    def serve(self, service: EngineService) -> None:
+        """Work until told to stop or left alone. Sleeps while there is nothing to do."""
+        poller = zmq.Poller()
+        poller.register(self._inbox, zmq.POLLIN)
+        poller.register(sys.stdin.fileno(), zmq.POLLIN)
+        while True:
+            for socket, _ in poller.poll(0 if service.core.has_work else None):
+                if socket == sys.stdin.fileno() or not self._drain(service):
+                    return
+            if service.core.has_work:
+                for message in service.step():
+                    self.send(message)
+
+    def _drain(self, service: EngineService) -> bool:
+        """Handle all messages that wait; ``False`` when one says to stop."""
+        while self._inbox.get(zmq.EVENTS) & zmq.POLLIN:
+            frame = self._inbox.recv()
+            try:
+                message = self._decoder.decode(frame)
+            except (msgspec.DecodeError, ValueError, RecursionError):
+                answer = refuse_undecodable(frame)
+            else:
+                if isinstance(message, Shutdown):
+                    return False
+                answer = service.handle(message)
+            if answer is not None:
+                self.send(answer)
+        return True
+
+    def fail(self, error: Exception) -> NoReturn:
+        """Tell the parent why this ends, in a sentence; the log gets the trace unless the user can cure it."""
+        if not isinstance(error, (ValueError, OSError)):
+            traceback.print_exc()
+        self.send(EngineFailed(str(error) or type(error).__name__))
+        self.close()
+        raise SystemExit(1)
+
+    def close(self) -> None:
+        self._context.destroy(linger=_LINGER_MS)
+
+
+def _load(boot: Boot, line: Line) -> LoadedRunner:
+    module, _, name = boot.runner.partition(":")
+    build: Callable[[EngineConfig, Callable[[str], None]], LoadedRunner] = getattr(importlib.import_module(module), name)
+    return build(boot.config, lambda phase: line.send(Progress(phase)))
+
+
+def _die_with_parent(parent: int) -> None:
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+    if os.getppid() != parent:  # it went before the line above
+        raise SystemExit(1)
+
+
+def _exit_on_signal(*_: object) -> NoReturn:
+    raise SystemExit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,70 @@
+"""The compiled kernels (``csrc/module.cpp``): addresses and sizes in, nothing checked but indices."""
+
+def engine(threads: int, portable: int, /) -> object: ...
+def engine_name(engine: object, /) -> str: ...
+def weight(address: int, n: int, k: int, bits: int, group: int, type: int, has_min: int, /) -> object: ...
+def weight_bytes(weight: object, /) -> int: ...
+def pack(engine: object, weight: object, source: int, scale: int, minimum: int, /) -> None: ...
+def linear(engine: object, x: int, rows: int, weight: object, bias: int, out: int, /) -> None: ...
+def embed(engine: object, weight: object, ids: int, count: int, multiplier: float, out: int, /) -> None: ...
+def rms_norm(
+    engine: object, x: int, weight: int, eps: float, residual: int, rows: int, width: int, out: int, /
+) -> None: ...
+def gate_up_act(engine: object, x: int, rows: int, width: int, activation: int, out: int, /) -> None: ...
+def pages(
+    k: int, v: int, type: int, pages: int, kv_heads: int, head_dim: int, page_size: int, /
+) -> object: ...
+def step(
+    tokens: int,
+    sequences: int,
+    positions: int,
+    slots: int,
+    query_start: int,
+    context_len: int,
+    block_table: int,
+    stride: int,
+    width: int,
+    /,
+) -> object: ...
+def store(
+    engine: object,
+    pages: object,
+    step: object,
+    qkv: int,
+    heads: int,
+    q_norm: int,
+    k_norm: int,
+    eps: float,
+    cos_sin: int,
+    cos_sin_rows: int,
+    rotary_dim: int,
+    interleaved: int,
+    /,
+) -> None: ...
+def attention(
+    engine: object,
+    pages: object,
+    step: object,
+    q: int,
+    q_stride: int,
+    out: int,
+    heads: int,
+    scale: float,
+    window: int,
+    softcap: float,
+    /,
+) -> None: ...
+def sample(
+    engine: object,
+    logits: int,
+    rows: int,
+    vocab: int,
+    temperature: int,
+    top_k: int,
+    top_p: int,
+    min_p: int,
+    seed: int,
+    position: int,
+    out: int,
+    /,
+) -> None: ...

@@ -1,0 +1,39 @@
+"""Choosing the CPU backend: kernels if they were built, the reference if not."""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from pathlib import Path
+
+from quire.ops.backend import Ops
+
+logger = logging.getLogger(__name__)
+
+CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
+
+
+def load(threads: int | None = None, portable: bool = False) -> Ops:
+    """The CPU ops on ``threads`` threads (default: the cores this process may use).
+
+    ``portable``: leave out the AVX2 kernels even where the processor has them.
+    """
+    try:
+        from quire.ops.cpu.ops import CpuOps
+    except ImportError as error:
+        logger.warning("The CPU kernels are not built (%s): running on plain torch, several times slower.", error)
+        from quire.ops.reference import ReferenceOps
+
+        return ReferenceOps()
+    return CpuOps(default_threads() if threads is None else threads, portable)
+
+
+def default_threads() -> int:
+    """Cores this process may use: its affinity, or a container's CPU quota if that is less."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = CGROUP_LIMIT.read_text().split()
+        return max(1, min(cores, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # no cgroup v2, or no limit ("max")
+        return cores

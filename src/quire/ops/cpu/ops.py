@@ -1,0 +1,224 @@
+"""``CpuOps``: checks tensors, allocates results, calls the kernels."""
+
+from __future__ import annotations
+
+import torch
+
+from quire.ops.backend import AttentionStep, Pages, SampleStep, Weight
+from quire.ops.cpu import _kernels, weights
+from quire.ops.cpu.weights import CpuPages, CpuWeight
+from quire.ops.layouts import Layout
+
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
+KEPT_STEPS = 8
+
+
+class CpuOps:
+    """The ops on ``threads`` CPU threads. Activations are float32."""
+
+    name = "cpu"
+
+    def __init__(self, threads: int, portable: bool = False) -> None:
+        self._engine = _kernels.engine(threads, int(portable))
+        self._steps: dict[int, tuple[AttentionStep, AttentionStep, object]] = {}
+        self.threads = threads
+        self.instruction_set: str = _kernels.engine_name(self._engine)
+
+    def pack(self, layout: Layout) -> CpuWeight:
+        return weights.pack(self._engine, layout)
+
+    def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
+        packed = _packed(weight)
+        ids = _checked(ids, torch.int64)
+        out = torch.empty(len(ids), packed.shape[1])
+        _kernels.embed(self._engine, packed.handle, ids.data_ptr(), len(ids), multiplier, out.data_ptr())
+        return out
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = _checked(x, torch.float32), _checked(weight, torch.float32)
+        rows, width = x.shape
+        if weight.shape[0] != width or (residual is not None and residual.shape != x.shape):
+            raise ValueError(f"rms_norm: weight or residual does not fit rows of {width}.")
+        out = torch.empty_like(x)
+        if residual is None:
+            total, address = x, 0
+        else:
+            total = _checked(residual, torch.float32)
+            address = total.data_ptr()
+        _kernels.rms_norm(
+            self._engine, x.data_ptr(), weight.data_ptr(), eps, address, rows, width, out.data_ptr()
+        )
+        return out, total
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        packed = _packed(weight)
+        x = _checked(x, torch.float32)
+        rows, width = x.shape
+        n, k = packed.shape
+        if width != k or (bias is not None and bias.shape[0] != n):
+            raise ValueError(f"linear: input of width {width} (or the bias) does not fit a weight of {n} x {k}.")
+        out = torch.empty(rows, n)
+        bias = None if bias is None else _checked(bias, torch.float32)
+        _kernels.linear(self._engine, x.data_ptr(), rows, packed.handle, _address(bias), out.data_ptr())
+        return out
+
+    def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        x = _checked(x, torch.float32)
+        rows, double = x.shape
+        out = torch.empty(rows, double // 2)
+        _kernels.gate_up_act(
+            self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr()
+        )
+        return out
+
+    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> CpuPages:
+        return weights.new_pages(num_pages, page_size, kv_heads, head_dim, dtype)
+
+    def qk_norm_rope_store(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        cos_sin: torch.Tensor | None,
+        interleaved: bool,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        qkv = _checked(qkv, torch.float32)
+        q_norm, k_norm, cos_sin = (t if t is None else _checked(t, torch.float32) for t in (q_norm, k_norm, cos_sin))
+        rows, rotary_dim = (0, 0) if cos_sin is None else cos_sin.shape
+        if rotary_dim > head_dim or rotary_dim % 2:
+            raise ValueError(f"rotary_dim must be even and at most the head's {head_dim}, not {rotary_dim}.")
+        _kernels.store(
+            self._engine,
+            _handle(pages, kv_heads, head_dim),
+            self._step(step, len(qkv)),
+            qkv.data_ptr(),
+            heads,
+            _address(q_norm),
+            _address(k_norm),
+            eps,
+            _address(cos_sin),
+            rows,
+            rotary_dim,
+            int(interleaved),
+        )
+        return qkv[:, : heads * head_dim]
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        pages: Pages,
+        step: AttentionStep,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> torch.Tensor:
+        if q.dtype is not torch.float32 or q.stride(1) != 1:
+            q = q.float().contiguous()
+        rows = len(q)
+        out = torch.empty(rows, heads * head_dim)
+        _kernels.attention(
+            self._engine,
+            _handle(pages, kv_heads, head_dim),
+            self._step(step, rows),
+            q.data_ptr(),
+            q.stride(0),
+            out.data_ptr(),
+            heads,
+            scale,
+            window or 0,
+            softcap or 0.0,
+        )
+        return out
+
+    def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
+        logits = _checked(logits, torch.float32)
+        rows, vocab = logits.shape
+        out = torch.empty(rows, dtype=torch.int64)
+        temperature, top_k = _checked(step.temperature, torch.float32), _checked(step.top_k, torch.int32)
+        top_p, min_p = _checked(step.top_p, torch.float32), _checked(step.min_p, torch.float32)
+        seed, position = _checked(step.seed, torch.int64), _checked(step.position, torch.int64)
+        if any(len(t) < rows for t in (temperature, top_k, top_p, min_p, seed, position)):
+            raise ValueError(f"sample: each parameter needs a value for each of the {rows} rows.")
+        _kernels.sample(
+            self._engine,
+            logits.data_ptr(),
+            rows,
+            vocab,
+            temperature.data_ptr(),
+            top_k.data_ptr(),
+            top_p.data_ptr(),
+            min_p.data_ptr(),
+            seed.data_ptr(),
+            position.data_ptr(),
+            out.data_ptr(),
+        )
+        return out
+
+    def _step(self, step: AttentionStep, tokens: int) -> object:
+        """The kernels' view of a step, kept for the layers that follow (and kept alive: its address is the key)."""
+        kept = self._steps.get(id(step))
+        if kept is not None:
+            return kept[2]
+        sequences = len(step.context_len)
+        if len(step.positions) < tokens or len(step.slots) < tokens or len(step.query_start) < sequences + 1:
+            raise ValueError(f"A step of {tokens} tokens and {sequences} sequences has tensors that are too short.")
+        table = step.block_table if step.block_table.stride(1) == 1 else step.block_table.contiguous()
+        parts = AttentionStep(
+            _checked(step.positions, torch.int32),
+            _checked(step.slots, torch.int64),
+            _checked(step.query_start, torch.int32),
+            _checked(step.context_len, torch.int32),
+            table if table.dtype is torch.int32 else table.int(),
+            step.page_size,
+        )
+        handle = _kernels.step(
+            tokens,
+            sequences,
+            parts.positions.data_ptr(),
+            parts.slots.data_ptr(),
+            parts.query_start.data_ptr(),
+            parts.context_len.data_ptr(),
+            parts.block_table.data_ptr(),
+            parts.block_table.stride(0),
+            parts.block_table.shape[1],
+        )
+        if len(self._steps) >= KEPT_STEPS:
+            self._steps.clear()
+        self._steps[id(step)] = (step, parts, handle)
+        return handle
+
+
+def _packed(weight: Weight) -> CpuWeight:
+    if not isinstance(weight, CpuWeight):
+        raise TypeError(f"This weight was packed for another backend ({type(weight).__name__}).")
+    return weight
+
+
+def _handle(pages: Pages, kv_heads: int, head_dim: int) -> object:
+    if not isinstance(pages, CpuPages):
+        raise TypeError(f"These pages were made by another backend ({type(pages).__name__}).")
+    if pages.k.shape[1:3] != (kv_heads, head_dim):
+        raise ValueError(f"Pages of {tuple(pages.k.shape)} do not fit {kv_heads} heads of {head_dim}.")
+    return pages.handle
+
+
+def _checked(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """``x`` as the kernels need it: contiguous and of one type."""
+    if x.dtype is not dtype:
+        x = x.to(dtype)
+    return x if x.is_contiguous() else x.contiguous()
+
+
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

@@ -1,0 +1,71 @@
+"""The ASGI application."""
+
+from __future__ import annotations
+
+import time
+
+from fastapi import FastAPI, Request, Response
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from quire.server import system
+from quire.server.auth import RequireKey
+from quire.server.errors import HANDLED, error_response, on_error
+from quire.server.openai import chat, completions, models, tokens
+from quire.server.service import Service, service_of
+from quire.server.sse import ClientGone
+from quire.version import __version__
+
+
+def create_app(service: Service) -> FastAPI:
+    """All routes over ``service``, behind its keys."""
+    app = FastAPI(title="Quire", version=__version__, docs_url=None, redoc_url=None, root_path=service.config.root_path)
+    app.state.service = service
+    app.state.max_body_bytes = service.config.max_body_bytes
+    for module in (system, completions, chat, models, tokens):
+        app.include_router(module.router)
+    for kind in HANDLED:
+        app.add_exception_handler(kind, on_error)
+    app.add_exception_handler(ClientGone, on_client_gone)
+    app.add_middleware(RequireKey, keys=service.keys)
+    if service.config.allowed_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=service.config.allowed_origins, allow_methods=["*"], allow_headers=["*"]
+        )
+    app.add_middleware(Account, service=service)
+    return app
+
+
+async def on_client_gone(request: Request, _: Exception) -> Response:
+    """Nobody reads this answer; it closes the books on the request."""
+    service_of(request).metrics.client_gone()
+    return error_response(499, "The client closed the connection.")
+
+
+class Account:
+    """ASGI middleware that counts requests in flight and by outcome."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self._app = app
+        self._service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status = 499
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        service, started = self._service, time.monotonic()
+        service.in_flight += 1
+        try:
+            await self._app(scope, receive, counted)
+        finally:
+            service.in_flight -= 1
+            route = getattr(scope.get("route"), "path", "none")
+            service.account(route, scope["method"], status, time.monotonic() - started)

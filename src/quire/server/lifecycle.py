@@ -1,0 +1,213 @@
+"""Start, readiness, drain and end of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from quire.config.engine import EngineConfig
+from quire.config.server import ServerConfig
+from quire.engine.errors import EngineDead
+from quire.server import sockets
+from quire.server.startup import Ledger, process_age
+from quire.version import __version__
+from quire.weights.errors import WeightsError
+
+if TYPE_CHECKING:
+    from quire.engine.client import EngineClient
+    from quire.engine.messages import EngineReady
+    from quire.server.http import HttpFront
+
+logger = logging.getLogger("quire.server")
+_TICK = 0.05
+_LAST_WORDS_SECONDS = 2.0  # for error events to reach their clients
+_STATS_SECONDS = 10.0
+T = TypeVar("T")
+
+
+def run_server(engine: EngineConfig, server: ServerConfig) -> int:
+    """Serve until a signal ends it; returns the exit status. Raises ``ConfigError`` for an address it can't have."""
+    ledger = Ledger(process_age())
+    sockets.check_exposure(server)
+    sockets.check_tls(server)
+    configure_logging(server.log_level)
+    sock = sockets.bind(server)
+    lifecycle = Lifecycle(engine, server, sock, ledger)
+    try:
+        import uvloop
+    except ImportError:
+        return asyncio.run(lifecycle.run())
+    return uvloop.run(lifecycle.run())
+
+
+def configure_logging(level: str) -> None:
+    """Plain lines on standard error: a start-up summary, changes of state, errors."""
+    logging.basicConfig(format="%(levelname)s: %(message)s", level=level.upper(), stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.CRITICAL)
+
+
+class Lifecycle:
+    """One server, from its bound socket to its end."""
+
+    def __init__(self, engine: EngineConfig, server: ServerConfig, sock: socket.socket, ledger: Ledger) -> None:
+        self._engine_config = engine
+        self._config = server
+        self._sock = sock
+        self._ledger = ledger
+        self._stop = asyncio.Event()
+        self._at_once = asyncio.Event()
+        self._client: EngineClient | None = None
+        self._front: HttpFront | None = None
+
+    async def run(self) -> int:
+        """Start, serve until a signal, drain, end. Returns the exit status."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._on_signal)
+        stopping = asyncio.create_task(self._stop.wait())
+        starting = asyncio.create_task(self._start())
+        try:
+            await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if starting.done():
+                front = starting.result()
+                await self._log_stats_until(stopping, front)
+                await self._drain(front)
+            return 0
+        except (EngineDead, WeightsError) as error:
+            logger.error("%s", error)
+            return 1
+        finally:
+            await _cancelled(starting, stopping)
+            if self._front is not None:
+                await self._front.close()
+            if self._client is not None:
+                await self._client.shutdown()
+
+    def _on_signal(self) -> None:
+        (self._at_once if self._stop.is_set() else self._stop).set()
+
+    async def _start(self) -> HttpFront:
+        """What can go on at once does: the engine's process, the tokenizer, the HTTP front."""
+        path = asyncio.create_task(in_thread(self._resolve))
+        engine = asyncio.create_task(self._start_engine(path))
+        text = asyncio.create_task(self._load_text(path))
+        try:
+            front = self._front = await in_thread(self._make_front)
+            front.listen(self._sock)
+            ready, parts = await asyncio.gather(engine, text)
+            front.open(self._client, ready, parts)
+        finally:
+            await _cancelled(path, engine, text)
+        phases = self._ledger.close(ready.phases)
+        front.service.metrics.phases = phases
+        logger.info("Start-up: %s.", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items()))
+        where = sockets.address(self._config, self._sock)
+        name, total = front.service.card.name, sum(phases.values())
+        logger.info("Quire %s ready in %.1f s: %s at %s", __version__, total, name, where)
+        return front
+
+    def _resolve(self) -> Path:
+        from quire.weights.sources import resolve
+
+        c = self._engine_config
+        return resolve(
+            c.model, revision=c.revision, download_dir=c.download_dir, hf_token=c.hf_token, offline=c.offline
+        )
+
+    async def _start_engine(self, path: asyncio.Task[Path]) -> EngineReady:
+        from quire.engine.client import EngineClient
+
+        config = dataclasses.replace(self._engine_config, model=str(await path))
+        self._client = EngineClient(config)
+        return await self._client.start()
+
+    async def _load_text(self, path: asyncio.Task[Path]) -> "TextParts":
+        found = await path
+
+        def load() -> "TextParts":
+            from quire.server.loading import load_text
+
+            return load_text(self._engine_config, self._config, found)
+
+        return await in_thread(load)
+
+    def _make_front(self) -> HttpFront:
+        from quire.server.http import HttpFront
+
+        return HttpFront(self._engine_config, self._config)
+
+    async def _log_stats_until(self, stopping: asyncio.Task[bool], front: HttpFront) -> None:
+        """A line of throughput every while, as long as there is any."""
+        log = not self._config.disable_log_stats
+        while not stopping.done():
+            before = _generated(front)
+            await asyncio.wait((stopping,), timeout=_STATS_SECONDS)
+            stats = front.service.stats
+            if log and stats is not None and (made := _generated(front) - before):
+                logger.info(
+                    "%.1f tokens/s generated, %d running, %d waiting, %.0f%% of pages used",
+                    made / _STATS_SECONDS, stats.running, stats.waiting, 100 * stats.kv_cache_usage,
+                )  # fmt: skip
+
+    async def _drain(self, front: HttpFront) -> None:
+        """Let requests in flight finish, within bounds; a second signal ends them now."""
+        service, patience = front.service, self._config.shutdown_timeout
+        service.phase = "draining"
+        if service.in_flight:
+            logger.info("Stopping: waiting up to %g s for %d requests.", patience, service.in_flight)
+        deadline = time.monotonic() + patience
+        while service.in_flight and time.monotonic() < deadline and not self._at_once.is_set():
+            await asyncio.sleep(_TICK)
+        if service.in_flight:
+            await service.fail_all("The server is shutting down.")
+            deadline = time.monotonic() + _LAST_WORDS_SECONDS
+            while service.in_flight and time.monotonic() < deadline:
+                await asyncio.sleep(_TICK)
+        logger.info("Stopped.")
+
+
+def _generated(front: HttpFront) -> int:
+    stats = front.service.stats
+    return stats.generation_tokens if stats is not None else 0
+
+
+async def in_thread(work: Callable[[], T]) -> T:
+    """``work()`` in a daemon thread, which an exit doesn't wait for: it may be in the middle of a download."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(result: T | None, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(result)  # type: ignore[arg-type]
+
+    def run() -> None:
+        try:
+            outcome: tuple[T | None, BaseException | None] = (work(), None)
+        except BaseException as error:
+            outcome = (None, error)
+        try:
+            loop.call_soon_threadsafe(settle, *outcome)
+        except RuntimeError:
+            pass  # the loop has ended: nobody waits for this any more
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
+
+
+async def _cancelled(*tasks: asyncio.Task[object]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,38 @@
+"""Every test of ops runs on all backends that this machine has."""
+
+from __future__ import annotations
+
+import pytest
+
+from quire.ops.backend import Ops
+from quire.ops.cpu import load
+from quire.ops.reference import ReferenceOps
+
+try:
+    from quire.ops.cpu.ops import CpuOps
+except ImportError:  # no compiler here: the reference is all there is
+    CpuOps = None  # type: ignore[assignment,misc]
+
+
+def _backends() -> dict[str, Ops]:
+    found: dict[str, Ops] = {"reference": ReferenceOps()}
+    if CpuOps is not None:
+        found["portable"] = CpuOps(2, portable=True)
+        found["one-thread"] = CpuOps(1)
+        found["cpu"] = load()
+    return found
+
+
+BACKENDS = _backends()
+
+
+@pytest.fixture(params=list(BACKENDS))
+def ops(request: pytest.FixtureRequest) -> Ops:
+    return BACKENDS[request.param]
+
+
+@pytest.fixture
+def cpu_ops() -> Ops:
+    if CpuOps is None:
+        pytest.skip("the CPU kernels are not built")
+    return BACKENDS["cpu"]
