@@ -1,6 +1,6 @@
 """Cost of the engine itself: scheduled tokens a second with a runner that returns at once.
 
-    python benchmarks/engine_overhead.py [--batch 64] [--seconds 3]
+python benchmarks/engine_overhead.py [--batch 64] [--seconds 3]
 """
 
 from __future__ import annotations

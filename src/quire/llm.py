@@ -6,7 +6,7 @@ import difflib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -17,10 +17,12 @@ from quire.engine.messages import EngineRequest, TokenDelta
 from quire.outputs import RequestMetrics, RequestOutput
 from quire.params import SamplingParams
 from quire.runtime.build import build_runner
-from quire.text.front import TextFront, open_front
-from quire.text.output import CompletionCollector, TokenNames
+from quire.text.front import open_front
+from quire.text.output import CompletionCollector
 from quire.text.prompt import EncodedPrompt, Prompt
 from quire.text.tokenizer import Tokenizer
+from quire.weights.progress import progress_bar
+from quire.weights.sources import locate
 
 Messages = Sequence[Mapping[str, Any]]
 
@@ -45,10 +47,12 @@ class LLM:
 
     def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         self.config = engine_config(model, options)
-        runner = build_runner(self.config)
-        self._engine = InlineEngine(runner, self.config)
-        self._front: TextFront = open_front(self.config, runner.max_model_len, runner.vocab_size)
-        self._names = TokenNames(self._front.tokenizer)
+        with progress_bar() as progress:
+            path = locate(self.config, progress)
+        self.config = replace(self.config, model=str(path))
+        self._engine = InlineEngine(build_runner(self.config), self.config)
+        self._front = open_front(self.config, path)
+        self._processor = self._front.processor(self._engine.core.limits)
         self._ids = itertools.count()
 
     def get_tokenizer(self) -> Tokenizer | None:
@@ -56,7 +60,7 @@ class LLM:
 
     def get_default_sampling_params(self) -> SamplingParams:
         """vLLM's defaults, changed by the model's generation_config."""
-        return SamplingParams(**self._front.processor.facts.sampling_defaults)
+        return SamplingParams(**self._processor.facts.sampling_defaults)
 
     def reset_prefix_cache(self) -> None:
         self._engine.reset_prefix_cache()
@@ -73,7 +77,7 @@ class LLM:
         One ``SamplingParams`` serves all prompts, or give one each. Outputs come in the order of the prompts. Raises
         ``ParameterError`` before anything runs when a prompt or a parameter is out of range.
         """
-        encoded = [self._front.processor.encode(prompt) for prompt in _prompt_list(prompts)]
+        encoded = [self._processor.encode(prompt) for prompt in _prompt_list(prompts)]
         return self._run(encoded, sampling_params, use_tqdm, priority)
 
     def chat(
@@ -88,11 +92,11 @@ class LLM:
         """Answer one conversation, or several."""
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         encoded = [
-            self._front.processor.encode_chat(
+            self._processor.encode_chat(
                 conversation,
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
-                **(chat_template_kwargs or {}),
+                variables=chat_template_kwargs,
             )
             for conversation in conversations
         ]
@@ -145,12 +149,12 @@ class _Job:
 
     def __init__(self, llm: LLM, request_id: str, prompt: EncodedPrompt, params: SamplingParams, priority: int) -> None:
         front = llm._front
-        self.requests: list[EngineRequest] = front.processor.request(
+        self.requests: list[EngineRequest] = llm._processor.request(
             request_id, prompt, params, priority=priority, arrival_time=time.time()
         )
-        self._names = llm._names
+        self._names = front.names
         self._collectors = [
-            CompletionCollector(i, r.params, front.stream(params.skip_special_tokens), llm._names)
+            CompletionCollector(i, r.params, front.stream(params.skip_special_tokens), front.names)
             for i, r in enumerate(self.requests)
         ]
         self._output = RequestOutput(

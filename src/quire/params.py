@@ -5,7 +5,6 @@ Names, defaults and meanings follow vLLM's ``SamplingParams``.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import msgspec
@@ -59,6 +58,8 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
         for name in ("stop", "stop_token_ids", "bad_words", "logit_bias"):
             if getattr(self, name) is None:
                 setattr(self, name, {} if name == "logit_bias" else [])
+        if self.seed == -1:
+            self.seed = None  # as in vLLM
         self._check()
 
     @property
@@ -70,7 +71,7 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
                 raise ParameterError(name, f"{name} must be a number.")
-            if not math.isfinite(value) or value > high or value < low or (low_open and value == low):
+            if not low <= value <= high or (low_open and value == low):  # false for NaN, and safe for huge integers
                 bracket = "(" if low_open else "["
                 raise ParameterError(name, f"{name} must be a finite number in {bracket}{low:g}, {high:g}].")
         for name, (low, high, optional) in INT_RANGES.items():
@@ -79,6 +80,9 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 continue
             if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
                 raise ParameterError(name, f"{name} must be an integer from {low} to {high}.")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ParameterError(name, f"{name} must be true or false.")
         if self.n > 1 and self.greedy:
             raise ParameterError("n", "n must be 1 when temperature is 0: greedy samples are all the same.")
         if self.max_tokens is not None and self.min_tokens > self.max_tokens:
@@ -110,6 +114,13 @@ class SamplingParams(msgspec.Struct, kw_only=True, omit_defaults=True):
                 raise ParameterError(name, f"{name} must be at most {max_logprobs} on this server (--max-logprobs).")
 
 
+_FLAGS = (
+    "ignore_eos",
+    "detokenize",
+    "skip_special_tokens",
+    "spaces_between_special_tokens",
+    "include_stop_str_in_output",
+)
 FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
     "temperature": (0.0, 2.0, False),
     "top_p": (0.0, 1.0, True),

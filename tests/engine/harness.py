@@ -27,7 +27,9 @@ def make_core(groups: Iterable[KVGroup] = FULL, context: int = 256, **options: A
 
 
 def request(request_id: str, prompt: Iterable[int], **params: Any) -> EngineRequest:
-    fields = {name: params.pop(name) for name in ("priority", "cache_salt", "seed", "output_token_ids") if name in params}
+    fields = {
+        name: params.pop(name) for name in ("priority", "cache_salt", "seed", "output_token_ids") if name in params
+    }
     sampling = SamplingParams(**{"max_tokens": 8, "temperature": 0.0, **params})
     return EngineRequest(request_id, list(prompt), sampling, eos_token_ids=[EOS], **fields)
 

@@ -253,7 +253,9 @@ def test_prompt_logprobs_survive_preemption() -> None:
     deltas += run(core)["a"].deltas
     logprobs = [d.prompt_logprobs for d in deltas if d.prompt_logprobs is not None]
     assert [[e and e.token_ids[0] for e in entries] for entries in logprobs] == [[None, *prompt[1:]]]
-    assert [t for d in deltas for t in d.token_ids] == alone(request("a", prompt, max_tokens=6, ignore_eos=True), FULL)[0]
+    assert [t for d in deltas for t in d.token_ids] == alone(request("a", prompt, max_tokens=6, ignore_eos=True), FULL)[
+        0
+    ]
 
 
 # Faults

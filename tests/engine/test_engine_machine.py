@@ -60,7 +60,9 @@ class EngineMachine(RuleBasedStateMachine):
         poison=st.sampled_from([None] * 8 + [RAISES, ERRS]),
         salt=st.sampled_from(["", "", "tenant"]),
     )
-    def add(self, prefix: list[int], tail: list[int], poison: int | None, sampled: bool, salt: str, **params: Any) -> None:
+    def add(
+        self, prefix: list[int], tail: list[int], poison: int | None, sampled: bool, salt: str, **params: Any
+    ) -> None:
         params["min_tokens"] = min(params["min_tokens"], params["max_tokens"])
         priority = params.pop("priority")
         prompt = prefix + tail + ([poison] if poison else [])
@@ -175,5 +177,3 @@ def test_soak(groups: tuple[KVGroup, ...]) -> None:
             assert outcomes[name].tokens == tokens[: len(outcomes[name].tokens)]
         else:
             assert (outcomes[name].tokens, outcomes[name].reason) == (tokens, reason)
-
-

@@ -10,10 +10,6 @@ from quire.engine.pace import FIRST_CHUNK, MAX_STEP_S, MIN_CHUNK, Pace
 from quire.engine.plan import KVGroup
 
 
-def served(runner) -> dict[int, int]:
-    return {work.slot: work.count for work in runner.steps[-1].work}
-
-
 def test_a_step_keeps_to_its_budget_and_decodes_come_first() -> None:
     core, runner = make_core(max_num_batched_tokens=16, max_num_seqs=4)
     for i in range(3):
@@ -28,7 +24,7 @@ def test_a_step_keeps_to_its_budget_and_decodes_come_first() -> None:
 
 
 def test_short_prompts_overtake_a_long_one_which_goes_on() -> None:
-    core, runner = make_core([KVGroup(None, 400)], context=1600, max_num_batched_tokens=64)
+    core, _ = make_core([KVGroup(None, 400)], context=1600, max_num_batched_tokens=64)
     core.add(request("long", [1] * 1500, max_tokens=1))
     core.step()
     outcomes = {}
@@ -84,7 +80,7 @@ def test_priority_orders_admission_and_is_ignored_under_fcfs() -> None:
 
 @pytest.mark.parametrize("policy", ["fcfs", "priority"])
 def test_the_last_is_preempted_and_comes_back_first(policy: str) -> None:
-    core, runner = make_core([KVGroup(None, 8)], scheduling_policy=policy)
+    core, _ = make_core([KVGroup(None, 8)], scheduling_policy=policy)
     requests = [request(n, [i + 1] * 4, priority=-i, max_tokens=20, ignore_eos=True) for i, n in enumerate("abc")]
     for r in requests:
         core.add(r)

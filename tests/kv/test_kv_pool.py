@@ -146,6 +146,6 @@ def test_chain_can_be_extended_in_any_steps(ids: list[int], first: int, second: 
     whole: list[bytes] = []
     extend_chain(whole, root_key(2, "s"), ids, 2, 4)
     parts: list[bytes] = []
-    for pages in sorted((first, second)) + [4]:
+    for pages in [*sorted((first, second)), 4]:
         extend_chain(parts, root_key(2, "s"), ids, 2, pages)
     assert parts == whole and len(set(whole)) == 4

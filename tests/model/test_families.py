@@ -11,16 +11,22 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.model.harness import PAGE, Harness
 
-COMMON = dict(hidden_size=64, intermediate_size=160, num_hidden_layers=3, vocab_size=320, max_position_embeddings=256)
-HEADS = dict(num_attention_heads=4, num_key_value_heads=2)
-LLAMA3_ROPE = dict(
-    rope_type="llama3",
-    rope_theta=10_000.0,
-    factor=8.0,
-    low_freq_factor=1.0,
-    high_freq_factor=4.0,
-    original_max_position_embeddings=32,
-)
+COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 160,
+    "num_hidden_layers": 3,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2}
+LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 CASES: dict[str, dict[str, Any]] = {
     "llama": dict(model_type="llama", **COMMON, **HEADS),
     "llama-mha-tied": dict(
@@ -32,7 +38,7 @@ CASES: dict[str, dict[str, Any]] = {
         model_type="llama",
         **COMMON,
         **HEADS,
-        rope_parameters=dict(rope_type="linear", factor=4.0, rope_theta=10_000.0),
+        rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 10_000.0},
     ),
     "mistral-window": dict(model_type="mistral", **COMMON, **HEADS, head_dim=32, sliding_window=24),
     "qwen2": dict(model_type="qwen2", **COMMON, **HEADS),
@@ -76,7 +82,9 @@ def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("chunks", [(70,), (1, 5, 16, 48), (33, 37), (64,) + (1,) * 6], ids=["one", "uneven", "two", "decode"])
+@pytest.mark.parametrize(
+    "chunks", [(70,), (1, 5, 16, 48), (33, 37), (64,) + (1,) * 6], ids=["one", "uneven", "two", "decode"]
+)
 def test_logits_do_not_depend_on_chunks(case: tuple[Any, Path], tokens: list[int], chunks: tuple[int, ...]) -> None:
     model, path = case
     harness = Harness(path, [tokens])

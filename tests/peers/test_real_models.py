@@ -85,8 +85,8 @@ def test_logprobs(pair: Pair) -> None:
         for token_id, value in logprobs.items():
             assert value.logprob == pytest.approx(float(wanted[row, token_id]), abs=TIE)
             assert value.rank is not None
-            better = (wanted[row] > wanted[row, token_id] + TIE).sum(), (wanted[row] > wanted[row, token_id] - TIE).sum()
-            assert better[0] <= value.rank - 1 <= better[1]
+            above = [(wanted[row] > wanted[row, token_id] + tie).sum() for tie in (TIE, -TIE)]
+            assert above[0] <= value.rank - 1 <= above[1]
 
 
 def test_seeded_request_is_the_same_alone_and_in_a_batch(pair: Pair) -> None:

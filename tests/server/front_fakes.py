@@ -7,8 +7,11 @@ import time
 from collections.abc import AsyncGenerator, Sequence
 from hashlib import blake2b
 
+from quire.engine.admission import Limits
 from quire.engine.client import Health
 from quire.engine.messages import EngineRequest, EngineStats, TokenDelta, TokenLogprobs
+from quire.text.front import TextFront
+from quire.text.output import TokenNames
 
 BOS, EOS = 256, 257
 VOCAB = 260
@@ -44,7 +47,7 @@ class ByteTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return bytes([token_id]) if token_id < 256 else b"<special>"
 
-    def stream(self, skip_special_tokens: bool = True) -> ByteStream:
+    def stream(self, skip_special_tokens: bool = True, prompt_ids: object = None) -> ByteStream:
         return ByteStream()
 
 
@@ -91,6 +94,10 @@ class FakeEngine:
             raise self.fail_with
         self.running[request.request_id] = True
         return FakeStream(self, request)
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(CONTEXT, VOCAB, 20)
 
     @property
     def health(self) -> Health:
@@ -144,3 +151,8 @@ def _logprobs(token_id: int, k: int) -> TokenLogprobs:
 class FakeTemplate:
     def render(self, messages: Sequence[dict[str, str]], **variables: object) -> str:
         return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+
+
+def fake_text() -> TextFront:
+    tokenizer = ByteTokenizer()
+    return TextFront(tokenizer, FakeTemplate(), TokenNames(tokenizer), (EOS,), {}, 0)

@@ -11,15 +11,13 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import httpx
-from front_fakes import CONTEXT, EOS, VOCAB, ByteTokenizer, FakeEngine, FakeTemplate
+from front_fakes import CONTEXT, VOCAB, FakeEngine, fake_text
 
 from quire.config.server import ServerConfig
-from quire.engine.admission import Limits
+from quire.engine.messages import EngineReady
 from quire.server.auth import Keys
 from quire.server.http import HttpFront
-from quire.server.service import Loaded, ModelCard, Service
-from quire.text.output import TokenNames
-from quire.text.prompt import ModelFacts, Processor
+from quire.server.service import ModelCard, Service
 
 T = TypeVar("T")
 
@@ -34,14 +32,16 @@ class LiveFront:
         self._thread.start()
         self._sock = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._sock.getsockname()[1]}"
-        self.service = Service(config, ModelCard(("fake", "alias"), listed=("fake",)), Keys(config.api_key))
+        card = ModelCard(("fake",), frozenset({"fake", "alias"}))
+        self.service = Service(config, card, Keys(config.api_key))
         self.front = HttpFront(self.service)
         if ready:
             self.open()
         self.call(self._listen)
 
     def open(self) -> None:
-        self.service.open(loaded(self.engine))
+        facts = EngineReady(CONTEXT, VOCAB, 100, 16, 0, 0, {"load": 0.1})
+        self.service.open(self.engine, fake_text(), facts, {"load": 0.1})
 
     async def _listen(self) -> None:
         self.front.listen(self._sock)
@@ -57,14 +57,6 @@ class LiveFront:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
-
-
-def loaded(engine: FakeEngine) -> Loaded:
-    tokenizer = ByteTokenizer()
-    facts = ModelFacts(Limits(CONTEXT, VOCAB, 20), (EOS,))
-    return Loaded(
-        engine, Processor(tokenizer, FakeTemplate(), facts), TokenNames(tokenizer), tokenizer.stream, tokenizer.decode
-    )
 
 
 @contextmanager

@@ -7,16 +7,9 @@ from quire.config.engine import ModelSource
 
 def run(source: ModelSource) -> int:
     from quire.weights.progress import progress_bar
-    from quire.weights.sources import resolve
+    from quire.weights.sources import locate
 
     with progress_bar() as progress:
-        path = resolve(
-            source.model,
-            revision=source.revision,
-            download_dir=source.download_dir,
-            hf_token=source.hf_token,
-            offline=source.offline,
-            progress=progress,
-        )
+        path = locate(source, progress)
     print(path)
     return 0

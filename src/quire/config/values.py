@@ -15,7 +15,7 @@ def parse_length(text: str) -> int | None:
     text = text.strip()
     if text in ("auto", "-1"):
         return None
-    match = re.fullmatch(r"(\d{1,12}(?:\.\d{1,6})?)([kKmM]?)", text)
+    match = re.fullmatch(r"([0-9]{1,12}(?:\.[0-9]{1,6})?)([kKmM]?)", text)
     if not match:
         raise ValueError(f"{text!r} is no length: write 8192, 32k, 32K or auto.")
     return int(float(match[1]) * _LENGTH_FACTORS[match[2]])
@@ -31,7 +31,7 @@ def memory_bytes(text: str, total: int) -> int | None:
     """Bytes of a memory setting on a device of ``total`` bytes; ``None`` for auto."""
     if text.strip() == "auto":
         return None
-    match = re.fullmatch(r"(\d{1,15}(?:\.\d{1,6})?)\s*(?:([kmgt]i?)?b?)", text.strip().lower())
+    match = re.fullmatch(r"([0-9]{1,15}(?:\.[0-9]{1,6})?)\s*(?:([kmgt]i?)?b?)", text.strip().lower())
     if not match or float(match[1]) == 0:
         raise ValueError(f"{text!r} is no amount of memory: write 20GiB, 800MB, a fraction such as 0.9, or auto.")
     value, unit = float(match[1]), match[2] or ""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import shutil
 import signal
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,18 +23,19 @@ from quire.engine.messages import ClientMessage, DeltaBatch, EngineMessage
 FromEngine = EngineMessage | DeltaBatch
 
 _STDERR = 2
+_MAX_SOCKET_PATH = 100  # bytes; the system's limit is 107 on Linux, 103 on macOS
 _DRAIN_S = 0.2  # for what the process had sent before it ended
 
 
 class Link:
-    """A child process. Its sockets lie in ``directory``; each life needs a new ``name``, for no message may outlive it."""
+    """A child process and the way to it. Each life has its own sockets: no message outlives the process it was for."""
 
-    def __init__(self, config: EngineConfig, runner: str, directory: Path, name: str, log_level: str) -> None:
+    def __init__(self, config: EngineConfig, runner: str, log_level: str) -> None:
+        self._directory: Path | None = _private_directory()
         self._context = zmq.asyncio.Context()
-        self._paths = [directory / f"{name}-in", directory / f"{name}-out"]
-        inbox, outbox = (f"ipc://{path}" for path in self._paths)
+        inbox, outbox = (f"ipc://{self._directory}/{name}" for name in ("in", "out"))
         # The way in is a plain socket: with no high-water mark sending never blocks, so callers need not wait.
-        self._to_engine = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
+        self._to_engine: zmq.Socket[bytes] = zmq.Context.shadow(self._context.underlying).socket(zmq.PUSH)
         self._from_engine = self._context.socket(zmq.PULL)
         for socket in (self._to_engine, self._from_engine):
             socket.set_hwm(0)
@@ -85,6 +88,8 @@ class Link:
     async def _read(self, on_message: Callable[[FromEngine], None]) -> None:
         while True:
             frame = await self._from_engine.recv()
+            # Both sockets are connected by now: without their files nobody else can come in, and none is left behind.
+            self._remove_directory()
             on_message(self._decoder.decode(frame))
 
     def dump_stacks(self) -> None:
@@ -112,10 +117,22 @@ class Link:
         self._to_engine.close(linger=0)
         self._from_engine.close(linger=0)
         self._context.term()
-        for path in self._paths:
-            path.unlink(missing_ok=True)
+        self._remove_directory()
+
+    def _remove_directory(self) -> None:
+        if self._directory is not None:
+            shutil.rmtree(self._directory, ignore_errors=True)
+            self._directory = None
 
     def _signal(self, number: int) -> None:
         if self._process is not None and self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 self._process.send_signal(number)
+
+
+def _private_directory() -> Path:
+    """A new directory that only this user can enter, with a path short enough for a Unix socket."""
+    parent = tempfile.gettempdir()
+    if len(parent) > _MAX_SOCKET_PATH - len("/quire-xxxxxxxx/out"):
+        parent = "/tmp"
+    return Path(tempfile.mkdtemp(prefix="quire-", dir=parent))

@@ -8,22 +8,19 @@ from __future__ import annotations
 import ctypes
 import faulthandler
 import gc
-import importlib
 import logging
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
 from typing import NoReturn
 
 import msgspec
 import zmq
 
-from quire.config.engine import EngineConfig
-from quire.engine.boot import Boot
-from quire.engine.messages import ClientMessage, EngineFailed, Progress, Shutdown
-from quire.engine.service import EngineService, LoadedRunner, refuse_undecodable
+from quire.engine.boot import Boot, runner_factory
+from quire.engine.messages import ClientMessage, DeltaBatch, EngineFailed, Progress, Rejected, Shutdown
+from quire.engine.service import EngineService, refuse_undecodable
 
 log = logging.getLogger("quire.engine")
 
@@ -43,7 +40,8 @@ def main() -> None:
 
     line = Line(boot)
     try:
-        service = EngineService(_load(boot, line), boot.config)
+        runner = runner_factory(boot.runner)(boot.config, lambda phase: line.send(Progress(phase)))
+        service = EngineService(runner, boot.config)
         line.send(service.ready)
         gc.collect()
         gc.freeze()  # the model's objects live for ever: never look at them again
@@ -85,8 +83,9 @@ class Line:
 
     def _drain(self, service: EngineService) -> bool:
         """Handle all messages that wait; ``False`` when one says to stop."""
-        while self._inbox.get(zmq.EVENTS) & zmq.POLLIN:
+        while self._inbox.poll(0):
             frame = self._inbox.recv()
+            answer: DeltaBatch | Rejected | None
             try:
                 message = self._decoder.decode(frame)
             except (msgspec.DecodeError, ValueError, RecursionError):
@@ -109,12 +108,6 @@ class Line:
 
     def close(self) -> None:
         self._context.destroy(linger=_LINGER_MS)
-
-
-def _load(boot: Boot, line: Line) -> LoadedRunner:
-    module, _, name = boot.runner.partition(":")
-    build: Callable[[EngineConfig, Callable[[str], None]], LoadedRunner] = getattr(importlib.import_module(module), name)
-    return build(boot.config, lambda phase: line.send(Progress(phase)))
 
 
 def _die_with_parent(parent: int) -> None:

@@ -95,3 +95,11 @@ class Runner(Protocol):
     def execute(self, plan: StepPlan) -> list[SlotResult]:
         """Run a step. Raises only for a fault of the whole step; a fault of one slot is in its result."""
         ...
+
+
+class LoadedRunner(Runner, Protocol):
+    """A runner with the facts of its start-up, as a factory builds it."""
+
+    phases: dict[str, float]  # name -> seconds, in order
+    model_bytes: int
+    kv_bytes: int

@@ -17,6 +17,7 @@ class Request:
     """Its ``computed`` tokens chase its known ``tokens``: prompt and output so far."""
 
     __slots__ = (
+        "_root",
         "admitted",
         "cached",
         "capacity",
@@ -37,7 +38,6 @@ class Request:
         "slot",
         "stops",
         "tokens",
-        "_root",
     )
 
     def __init__(self, message: EngineRequest, order: tuple[int, int], max_model_len: int, groups: int) -> None:

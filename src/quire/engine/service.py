@@ -21,20 +21,12 @@ from quire.engine.messages import (
     ResetPrefixCache,
     TokenDelta,
 )
-from quire.engine.plan import Runner
+from quire.engine.plan import LoadedRunner
 from quire.params import ParameterError
 
 log = logging.getLogger("quire.engine")
 
 _STATS_EVERY_S = 0.25
-
-
-class LoadedRunner(Runner):
-    """A runner with the facts of its start-up."""
-
-    phases: dict[str, float]
-    model_bytes: int
-    kv_bytes: int
 
 
 class EngineService:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from quire.config.engine import EngineConfig
 from quire.engine.admission import Limits, QueueBound, check_request
 from quire.engine.errors import QueueFull
-from quire.engine.messages import EngineRequest, Rejected, TokenDelta
+from quire.engine.messages import EngineRequest, FinishReason, Rejected, TokenDelta
 from quire.params import ParameterError
 
 
@@ -91,7 +91,7 @@ class Streams:
 
     def __init__(self, config: EngineConfig, limits: Limits, on_close: Callable[[str], None]) -> None:
         self._slots = config.max_num_seqs
-        self._limits = limits
+        self.limits = limits
         self._bound = QueueBound(config.max_num_queued_reqs, config.max_num_queued_tokens)
         self._flights: dict[str, Flight] = {}
         self._unstarted_tokens = 0  # prompt tokens of requests without a delta
@@ -109,7 +109,7 @@ class Streams:
 
     def open(self, request: EngineRequest) -> TokenStream:
         """A stream for a request about to be sent. Raises ``ParameterError`` or ``QueueFull``."""
-        check_request(request, self._limits)
+        check_request(request, self.limits)
         if request.request_id in self._flights:
             raise ParameterError("request_id", "A request with this id is running.")
         tokens = len(request.prompt_token_ids)
@@ -144,15 +144,13 @@ class Streams:
             self._land(flight)
             flight.wake()
 
-    def end_all(self, finish_reason: str, error: str | None = None) -> None:
-        """End every stream with a delta of this reason."""
-        for flight in self:
-            self.end(flight, finish_reason, error)
+    def end(self, flight: Flight, reason: FinishReason, error: str | None = None) -> None:
+        """End a stream with a delta that the engine did not send."""
+        self.deliver([TokenDelta(flight.request.request_id, finish_reason=reason, error=error)])
 
-    def end(self, flight: Flight, finish_reason: str, error: str | None = None) -> None:
-        delta = TokenDelta(flight.request.request_id, error=error)
-        delta.finish_reason = "abort" if finish_reason == "abort" else "error"
-        self.deliver([delta])
+    def end_all(self, reason: FinishReason, error: str | None = None) -> None:
+        for flight in self:
+            self.end(flight, reason, error)
 
     def _closed(self, request_id: str) -> None:
         flight = self._flights.get(request_id)

@@ -1,4 +1,4 @@
-"""What happens when the engine's process dies or stalls: how often it is restarted, and which requests it gets again."""
+"""What happens when the engine's process dies or stalls: when it is restarted, and which requests it gets again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,27 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import msgspec
 
+from quire.config.engine import EngineConfig
+from quire.engine.admission import Limits
+from quire.engine.errors import EngineDead
 from quire.engine.link import FromEngine, Link
-from quire.engine.messages import DeltaBatch, EngineFailed, EngineReady, EngineRequest, EngineStats, Progress, Rejected
+from quire.engine.messages import (
+    Abort,
+    ClientMessage,
+    DeltaBatch,
+    EngineFailed,
+    EngineReady,
+    EngineRequest,
+    EngineStats,
+    Progress,
+    Rejected,
+    Shutdown,
+)
 from quire.engine.streams import Flight, Streams
 
 log = logging.getLogger("quire.engine")
@@ -110,13 +124,153 @@ class Supervisor:
 
     def __init__(
         self,
-        make_link: Callable[[int], Link],
+        config: EngineConfig,
+        runner: str,
         policy: RestartPolicy,
         progress: Callable[[str], None],
+        log_level: str,
     ) -> None:
-        self._make_link = make_link
+        self.ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
+        self.streams: Streams | None = None
+        self.stats = EngineStats()
+        self.up = False
+        self.dead: str | None = None
+        self._config = config
+        self._runner = runner
         self._policy = policy
         self._progress = progress
+        self._log_level = log_level
         self._restarts = Restarts(policy)
+        self._quarantine: Quarantine | None = None
         self._link: Link | None = None
-        self._failure: str | None = None
+        self._failure: str | None = None  # what the engine said before it ended
+        self._closing = False
+
+    @property
+    def restarts(self) -> int:
+        return self._restarts.total
+
+    @property
+    def pid(self) -> int | None:
+        return self._link.pid if self._link else None
+
+    def send(self, message: ClientMessage) -> None:
+        """To the engine; while there is none, nowhere: it will be told all that is in flight."""
+        if self._link is not None and self.up:
+            self._link.send(message)
+
+    def submit(self, flight: Flight) -> None:
+        """Run a request that ``streams`` has opened."""
+        if self.up and self._quarantine is not None:
+            self._quarantine.submit(flight)
+
+    def aborted(self, request_ids: list[str]) -> None:
+        self.send(Abort(request_ids))
+        if self._quarantine is not None:
+            self._quarantine.advance()
+
+    async def run(self) -> None:
+        """Start the engine and restart it until ``close``, or until it is past help."""
+        try:
+            while (delay := await self._live()) is not None:
+                log.warning("The engine ended: %s Restarting it.", self._failure)
+                await asyncio.sleep(delay)
+        except Exception:
+            log.exception("The engine's supervisor failed.")
+            self._give_up("The engine's supervisor failed.")
+
+    async def close(self, timeout: float) -> None:
+        """Ask the engine to end; kill it after ``timeout`` seconds."""
+        self._closing = True
+        link = self._link
+        if link is not None:
+            if self.up:
+                self.send(Shutdown())
+            else:
+                link.kill()
+            if not await link.wait(timeout):
+                link.kill()
+                await link.wait(timeout)
+
+    async def _live(self) -> float | None:
+        """One life of the engine; returns the seconds until the next, ``None`` if there is none."""
+        self._failure = None
+        self._link = link = Link(self._config, self._runner, self._log_level)
+        watchdog: asyncio.Task[None] | None = None
+        try:
+            await link.spawn()
+            watchdog = asyncio.create_task(self._watch(link))
+            code = await link.listen(self._take)
+        finally:
+            if watchdog is not None:
+                watchdog.cancel()
+            self.up = False
+            link.close()
+            self._link = None
+        if self._closing:
+            self._give_up("The engine was shut down.")
+            return None
+        self._failure = self._failure or f"Its process ended with code {code}."
+        if self._quarantine is not None:
+            self._quarantine.crashed()
+        if not self.ready.done():
+            self._give_up(self._failure)
+            return None
+        delay = self._restarts.next_delay()
+        if delay is None:
+            self._give_up(f"The engine ended and was not restarted. {self._failure}")
+        return delay
+
+    def _give_up(self, why: str) -> None:
+        self.dead = why
+        if not self.ready.done():
+            self.ready.set_exception(EngineDead(why))
+        if self.streams is not None:
+            self.streams.end_all("abort" if self._closing else "error", None if self._closing else why)
+
+    async def _watch(self, link: Link) -> None:
+        """Kill an engine that makes no progress."""
+        limit = self._policy.stall_s
+        while True:
+            await asyncio.sleep(limit / 20)
+            streams = self.streams
+            if self.up and streams and time.monotonic() - streams.last_progress > limit:
+                self._failure = f"It finished no step for {limit:g} s with {len(streams)} requests in flight."
+                log.error("The engine stalls: %s Its stacks follow.", self._failure)
+                link.dump_stacks()
+                await asyncio.sleep(_DUMP_S)
+                link.kill()
+                return
+
+    def _take(self, message: FromEngine) -> None:
+        streams = self.streams
+        match message:
+            case DeltaBatch() if streams is not None and self._quarantine is not None:
+                streams.last_progress = time.monotonic()
+                streams.deliver(message.deltas)
+                self._quarantine.advance()
+            case EngineStats() if streams is not None:
+                streams.last_progress = time.monotonic()
+                self.stats = message
+            case Rejected() if streams is not None:
+                streams.reject(message)
+            case EngineReady():
+                self._begin(message)
+            case Progress():
+                self._progress(message.phase)
+            case EngineFailed():
+                self._failure = message.message
+            case _:
+                log.warning("An unexpected message from the engine was dropped.")
+
+    def _begin(self, ready: EngineReady) -> None:
+        self.up = True
+        if self.streams is None:
+            limits = Limits(ready.max_model_len, ready.vocab_size, self._config.max_logprobs)
+            self.streams = Streams(self._config, limits, lambda request_id: self.aborted([request_id]))
+            self._quarantine = Quarantine(self.streams, self.send, self._policy.max_crashes)
+        if not self.ready.done():
+            self.ready.set_result(ready)
+        self.streams.last_progress = time.monotonic()
+        if self._quarantine is not None:
+            self._quarantine.resubmit()

@@ -154,5 +154,3 @@ def _join(a: Layout, b: Layout) -> Layout | None:
 
 def _kind(layout: GroupedInt) -> tuple[int, int, bool, torch.dtype]:
     return (layout.bits, layout.group, layout.minimum is None, layout.scale.dtype)
-
-

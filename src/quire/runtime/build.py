@@ -19,6 +19,7 @@ from quire.ops.cpu.load import default_threads
 from quire.runtime.memory import MemoryPlan, device_memory, plan_memory
 from quire.runtime.runner import ModelRunner
 from quire.weights.checkpoint import open_checkpoint
+from quire.weights.sources import locate
 
 CPU_PAGE_SIZE = 16
 _KV_DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -55,7 +56,7 @@ def make_blueprint(config: EngineConfig) -> Blueprint:
     """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read."""
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(config.model)
+    checkpoint = open_checkpoint(locate(config))
     family = family_of(checkpoint.config)
     spec = family.spec(checkpoint.config)
     ops = backend("cpu", threads=threads)

@@ -85,9 +85,7 @@ def plan_memory(
     per_page = [page_bytes(spec, w, page_size, kv_item_bytes) for w in windows]
 
     def request_bytes(tokens: int) -> int:
-        return sum(
-            pages_for(tokens, page_size, w, chunk) * b for w, b in zip(windows, per_page, strict=True)
-        )
+        return sum(pages_for(tokens, page_size, w, chunk) * b for w, b in zip(windows, per_page, strict=True))
 
     room = (total or device_bytes) - weights - workspace - _PROCESS_BYTES
     max_len = wanted_len

@@ -102,5 +102,3 @@ def _new_pages(decoder: Decoder, ops: Ops, plan: MemoryPlan, dtype: torch.dtype)
         ops.new_pages(num_pages[a.window], plan.page_size, a.kv_heads, a.head_dim, dtype)
         for a in (layer.attention for layer in decoder.spec.layers)
     ]
-
-

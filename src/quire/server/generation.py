@@ -170,13 +170,16 @@ class Generation:
 
 
 def make_choices(
-    prompts: Sequence[tuple[EncodedPrompt, list[EngineRequest]]], stream: Callable[[bool], TextStream | None]
+    prompts: Sequence[tuple[EncodedPrompt, list[EngineRequest]]],
+    stream: Callable[[bool, Sequence[int]], TextStream | None],
 ) -> list[Choice]:
     """The choices of all prompts, numbered as OpenAI does: prompt by prompt. Gives engine requests unique ids."""
     choices: list[Choice] = []
     for prompt, requests in prompts:
         for i, request in enumerate(requests):
             request.request_id = f"{request.request_id}#{next(_serial)}"
-            assembler = CompletionAssembler(request.params, stream(request.params.skip_special_tokens))
+            assembler = CompletionAssembler(
+                request.params, stream(request.params.skip_special_tokens, prompt.token_ids)
+            )
             choices.append(Choice(len(choices), prompt, i == 0, request, assembler))
     return choices

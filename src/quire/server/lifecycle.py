@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import logging
 import signal
@@ -23,9 +24,10 @@ from quire.version import __version__
 from quire.weights.errors import WeightsError
 
 if TYPE_CHECKING:
-    from quire.engine.client import EngineClient
     from quire.engine.messages import EngineReady
+    from quire.engine.process import ProcessEngine
     from quire.server.http import HttpFront
+    from quire.text.front import TextFront
 
 logger = logging.getLogger("quire.server")
 _TICK = 0.05
@@ -65,7 +67,8 @@ class Lifecycle:
         self._ledger = ledger
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
-        self._client: EngineClient | None = None
+        self._phase = "starting"
+        self._client: ProcessEngine | None = None
         self._front: HttpFront | None = None
 
     async def run(self) -> int:
@@ -97,53 +100,65 @@ class Lifecycle:
 
     async def _start(self) -> HttpFront:
         """What can go on at once does: the engine's process, the tokenizer, the HTTP front."""
-        path = asyncio.create_task(in_thread(self._resolve))
+        path = asyncio.create_task(in_thread(self._locate))
         engine = asyncio.create_task(self._start_engine(path))
-        text = asyncio.create_task(self._load_text(path))
+        text = asyncio.create_task(self._open_text(path))
         try:
             front = self._front = await in_thread(self._make_front)
+            front.service.phase = self._phase
             front.listen(self._sock)
-            ready, parts = await asyncio.gather(engine, text)
-            front.open(self._client, ready, parts)
+            (client, ready), text_front = await asyncio.gather(engine, text)
         finally:
             await _cancelled(path, engine, text)
         phases = self._ledger.close(ready.phases)
-        front.service.metrics.phases = phases
+        front.service.open(client, text_front, ready, phases)
         logger.info("Start-up: %s.", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items()))
-        where = sockets.address(self._config, self._sock)
         name, total = front.service.card.name, sum(phases.values())
+        where = sockets.address(self._config, self._sock)
         logger.info("Quire %s ready in %.1f s: %s at %s", __version__, total, name, where)
         return front
 
-    def _resolve(self) -> Path:
-        from quire.weights.sources import resolve
+    def _enter(self, phase: str) -> None:
+        self._phase = f"starting ({phase})"
+        if self._front is not None:
+            self._front.service.phase = self._phase
 
-        c = self._engine_config
-        return resolve(
-            c.model, revision=c.revision, download_dir=c.download_dir, hf_token=c.hf_token, offline=c.offline
-        )
+    def _locate(self) -> Path:
+        from quire.weights.progress import progress_bar
+        from quire.weights.sources import locate
 
-    async def _start_engine(self, path: asyncio.Task[Path]) -> EngineReady:
-        from quire.engine.client import EngineClient
+        with progress_bar() as bar:
+
+            def report(label: str, done: int, total: int) -> None:
+                bar(label, done, total)
+                self._enter(f"fetching the model, {100 * done // max(total, 1)}%")
+
+            return locate(self._engine_config, report)
+
+    async def _start_engine(self, path: asyncio.Task[Path]) -> tuple[ProcessEngine, EngineReady]:
+        from quire.engine.process import ProcessEngine
 
         config = dataclasses.replace(self._engine_config, model=str(await path))
-        self._client = EngineClient(config)
-        return await self._client.start()
+        client = self._client = ProcessEngine(config, log_level=self._config.log_level)
+        return client, await client.start(self._enter)
 
-    async def _load_text(self, path: asyncio.Task[Path]) -> "TextParts":
+    async def _open_text(self, path: asyncio.Task[Path]) -> TextFront:
         found = await path
 
-        def load() -> "TextParts":
-            from quire.server.loading import load_text
+        def work() -> TextFront:
+            from quire.text.front import open_front
 
-            return load_text(self._engine_config, self._config, found)
+            return open_front(self._engine_config, found, read_template(self._config.chat_template))
 
-        return await in_thread(load)
+        return await in_thread(work)
 
     def _make_front(self) -> HttpFront:
+        from quire.server.auth import Keys
         from quire.server.http import HttpFront
+        from quire.server.service import ModelCard, Service
 
-        return HttpFront(self._engine_config, self._config)
+        card = ModelCard.of(self._engine_config.model, self._config.served_model_name)
+        return HttpFront(Service(self._config, card, Keys(self._config.api_key)))
 
     async def _log_stats_until(self, stopping: asyncio.Task[bool], front: HttpFront) -> None:
         """A line of throughput every while, as long as there is any."""
@@ -180,6 +195,16 @@ def _generated(front: HttpFront) -> int:
     return stats.generation_tokens if stats is not None else 0
 
 
+def read_template(file: str | None) -> str | None:
+    """The chat template given by ``--chat-template``. Raises ``WeightsError``."""
+    if file is None:
+        return None
+    try:
+        return Path(file).read_text("utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise WeightsError(f"--chat-template: {file} can't be read as text.") from None
+
+
 async def in_thread(work: Callable[[], T]) -> T:
     """``work()`` in a daemon thread, which an exit doesn't wait for: it may be in the middle of a download."""
     loop = asyncio.get_running_loop()
@@ -198,10 +223,8 @@ async def in_thread(work: Callable[[], T]) -> T:
             outcome: tuple[T | None, BaseException | None] = (work(), None)
         except BaseException as error:
             outcome = (None, error)
-        try:
+        with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits for this any more
             loop.call_soon_threadsafe(settle, *outcome)
-        except RuntimeError:
-            pass  # the loop has ended: nobody waits for this any more
 
     threading.Thread(target=run, daemon=True).start()
     return await future

@@ -7,23 +7,26 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeVar, cast
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from fastapi import Request
 
 from quire.config.server import ServerConfig
 from quire.engine.client import EngineClient
-from quire.engine.messages import EngineRequest, EngineStats
+from quire.engine.messages import EngineReady, EngineRequest, EngineStats
 from quire.params import SamplingParams
 from quire.server.auth import Keys
 from quire.server.errors import ApiError, unavailable
 from quire.server.generation import Choice, Generation, make_choices
 from quire.server.metrics import Metrics
-from quire.text.output import TextStream, TokenNames
 from quire.text.prompt import EncodedPrompt, Processor
+
+if TYPE_CHECKING:
+    from quire.text.front import TextFront
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenised in a thread: they would hold up other streams' tokens
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
@@ -32,32 +35,36 @@ logger = logging.getLogger("quire.server")
 T = TypeVar("T")
 
 
-@dataclass
-class ModelCard:
-    """The model's names in the API, the first being the one returned, and what ``/v1/models`` tells of it."""
-
-    names: tuple[str, ...]
-    created: int = field(default_factory=lambda: int(time.time()))
-    max_model_len: int | None = None
-    chat_template: str | None = None
-    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
-
-    listed: tuple[str, ...] = ()
-
-    @property
-    def name(self) -> str:
-        return self.names[0]
-
-
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """What is there once the model can be served."""
 
     engine: EngineClient
+    text: TextFront
     processor: Processor
-    names: TokenNames
-    stream: Callable[[bool], TextStream | None]
-    decode: Callable[[list[int]], str]
+
+
+@dataclass
+class ModelCard:
+    """The model's names in the API, the first being the one returned, and what ``/v1/models`` tells of it."""
+
+    names: tuple[str, ...]
+    accepted: frozenset[str]  # names that requests may use
+    created: int = field(default_factory=lambda: int(time.time()))
+    max_model_len: int | None = None
+    has_chat_template: bool = False
+    sampling_defaults: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, model: str, served: Sequence[str]) -> ModelCard:
+        """Names for what the command line calls ``model``; a path shows as its last part only."""
+        own = (model.removeprefix("pypi:") if not Path(model).exists() else Path(model).stem or model,)
+        names = tuple(served) or own
+        return cls(names, frozenset((*names, *(() if served else (model,)))))
+
+    @property
+    def name(self) -> str:
+        return self.names[0]
 
 
 class Service:
@@ -73,11 +80,13 @@ class Service:
         self.running: dict[str, list[Generation]] = {}
         self._loaded: Loaded | None = None
 
-    def open(self, loaded: Loaded) -> None:
-        """Start taking requests."""
-        self._loaded = loaded
-        self.card.max_model_len = loaded.processor.facts.limits.max_model_len
-        self.card.sampling_defaults = loaded.processor.facts.sampling_defaults
+    def open(self, engine: EngineClient, text: TextFront, ready: EngineReady, phases: Mapping[str, float]) -> None:
+        """Start taking requests. ``phases``: seconds that each part of the start took."""
+        self._loaded = Loaded(engine, text, text.processor(engine.limits))
+        self.card.max_model_len = engine.limits.max_model_len
+        self.card.has_chat_template = text.template is not None
+        self.card.sampling_defaults = text.sampling_defaults
+        self.metrics.ready, self.metrics.phases = ready, phases
         self.phase = "ready"
 
     @property
@@ -117,7 +126,7 @@ class Service:
             logger.info("%s %s %d %.3f s", method, route, status, seconds)
 
     def check_model(self, name: str | None) -> None:
-        if name and name not in self.card.names:
+        if name and name not in self.card.accepted:
             raise ApiError(404, f"This server has no such model; it serves {self.card.name}.", "model")
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
@@ -133,7 +142,7 @@ class Service:
         arrival: float,
     ) -> Generation:
         loaded = self.loaded
-        choices: list[Choice] = make_choices(prompts, loaded.stream)
+        choices: list[Choice] = make_choices(prompts, loaded.text.stream)
         self.metrics.admitted(params.n, choices[0].request.params.max_tokens or 0)
         return Generation(public_id, tenant, choices, loaded.engine, self.metrics, arrival)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import ssl
 import stat
 from pathlib import Path
 
@@ -21,6 +22,16 @@ def check_exposure(config: ServerConfig) -> None:
         "host",
         f"{config.host} can be reached by other machines: set --api-key, or --insecure if a proxy guards the server.",
     )
+
+
+def check_tls(config: ServerConfig) -> None:
+    """Try the key and the certificate. Raises ``ConfigError``."""
+    if config.ssl_certfile is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(config.ssl_certfile, config.ssl_keyfile)
+    except (OSError, ssl.SSLError):
+        raise ConfigError("ssl_certfile", "--ssl-certfile and --ssl-keyfile can't be read, or don't match.") from None
 
 
 def bind(config: ServerConfig) -> socket.socket:

@@ -129,7 +129,7 @@ class Processor:
         """Plain ids of a text: no special tokens added or parsed."""
         return self._need_tokenizer(param, "leave it out").encode(text, add_special_tokens=False, parse_special=False)
 
-    def requests(
+    def request(
         self,
         request_id: str,
         prompt: EncodedPrompt,

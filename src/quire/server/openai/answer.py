@@ -31,7 +31,7 @@ class Answer(ABC, Generic[Body]):
         self.generation = generation
         self.model = service.card.name
         self.created = int(generation.arrival)
-        self.shapes = LogprobShapes(service.loaded.names, bool(body.return_tokens_as_token_ids))
+        self.shapes = LogprobShapes(service.loaded.text.names, bool(body.return_tokens_as_token_ids))
         self._keep_silent = keep_silent or bool(body.return_token_ids)
 
     @abstractmethod

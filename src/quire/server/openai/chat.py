@@ -86,7 +86,7 @@ def _prompt(
         side=body.truncation_side or "left",
     )
     try:
-        requests = processor.requests(
+        requests = processor.request(
             public_id, encoded, params, priority=body.priority or 0, cache_salt=salt, arrival_time=arrival
         )
     except ParameterError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,6 @@ from quire.server.limits import JsonRoute
 from quire.server.openai.answer import FINGERPRINT, Answer
 from quire.server.openai.events import Completion, CompletionChoice, CompletionLogprobs, encode, metrics_of, usage_of
 from quire.server.openai.fields import check_extra_fields
-from quire.server.openai.logprobs import LogprobShapes
 from quire.server.openai.protocol import CompletionRequest
 from quire.server.service import Service, cache_salt, request_id, service_of, tenant_of
 from quire.text.output import OutputDelta, token_offsets
@@ -76,7 +74,7 @@ def _prompts(
             truncate=body.truncate_prompt_tokens,
             side=body.truncation_side or "left",
         )
-        requests = processor.requests(
+        requests = processor.request(
             public_id,
             encoded,
             params,
@@ -135,7 +133,7 @@ class CompletionAnswer(Answer[CompletionRequest]):
     def _prompt_text(self, choice: Choice) -> str:
         if choice.prompt.text is not None:
             return choice.prompt.text
-        return self.service.loaded.decode(choice.prompt.token_ids)
+        return self.service.loaded.text.decode(choice.prompt.token_ids)
 
     def _logprobs(self, choice: Choice, out: OutputDelta, first: bool) -> CompletionLogprobs | None:
         if self.body.logprobs is None or out.logprobs is None:
@@ -148,5 +146,5 @@ class CompletionAnswer(Answer[CompletionRequest]):
         if not first or choice.prompt_logprobs is None:
             return self.shapes.completion(positions, out.token_ids, shifted)
         ids = choice.prompt.token_ids
-        offsets = [min(o, start) for o in token_offsets(self.service.loaded.stream(True), ids)]
+        offsets = [min(o, start) for o in token_offsets(self.service.loaded.text.stream(True), ids)]
         return self.shapes.completion(choice.prompt_logprobs + positions, ids + out.token_ids, offsets + shifted)

@@ -63,4 +63,4 @@ class LogprobShapes:
 
 
 def _floor(logprob: float) -> float:
-    return logprob if logprob > _FLOOR else _FLOOR
+    return max(_FLOOR, logprob)

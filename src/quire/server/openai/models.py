@@ -16,14 +16,14 @@ router = APIRouter()
 async def list_models(request: Request) -> dict[str, Any]:
     """The names of the model being served."""
     card = service_of(request).serving_card
-    return {"object": "list", "data": [_entry(card, name) for name in card.listed]}
+    return {"object": "list", "data": [_entry(card, name) for name in card.names]}
 
 
 @router.get("/v1/models/{model:path}")
 async def retrieve_model(model: str, request: Request) -> dict[str, Any]:
     """One model, with the sampling values used where a request gives none."""
     card = service_of(request).serving_card
-    if model not in card.names:
+    if model not in card.accepted:
         raise ApiError(404, f"This server has no such model; it serves {card.name}.", "model")
     return _entry(card, model)
 
@@ -37,7 +37,7 @@ def _entry(card: ModelCard, name: str) -> dict[str, Any]:
         "root": card.name,
         "parent": None,
         "max_model_len": card.max_model_len,
-        "chat_template": card.chat_template,
+        "has_chat_template": card.has_chat_template,
         "sampling_defaults": dict(card.sampling_defaults),
         "permission": [],
     }

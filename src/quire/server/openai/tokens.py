@@ -25,7 +25,7 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         raise ParameterError("prompt", "Send either prompt or messages.")
     size = len(body.prompt or "") + sum(len(m.content) for m in body.messages or [])
     ids = await service.off_loop(size, lambda: _encode(service, body))
-    names = service.loaded.names
+    names = service.loaded.text.names
     return {
         "count": len(ids),
         "max_model_len": service.card.max_model_len,
@@ -43,7 +43,7 @@ async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any
     top = service.loaded.processor.facts.limits.vocab_size
     if any(not 0 <= i < top for i in body.tokens):
         raise ParameterError("tokens", f"tokens must hold token ids from 0 to {top - 1}.")
-    return {"prompt": await service.off_loop(len(body.tokens), lambda: service.loaded.decode(body.tokens))}
+    return {"prompt": await service.off_loop(len(body.tokens), lambda: service.loaded.text.decode(body.tokens))}
 
 
 def _encode(service: Service, body: TokenizeRequest) -> list[int]:

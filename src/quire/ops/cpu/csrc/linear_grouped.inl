@@ -152,12 +152,11 @@ void unpack_panel(const Weight& w, int64_t panel, int64_t first_group, const Unp
 }
 
 // sums [Rows][Panels * 8] += tile of x times the unpacked block.
-template <int Rows, int Panels>
+template <int Rows, int Panels, bool Min>
 void grouped_tile(const Unpacked& w, const int32_t* a, const float* scales, float* sums) {
   const int16_t* words = w.words;
   const float* scale = w.scales;
   const float* minimum = w.minimums;
-  const int pairs = w.group / 2;
   for (int64_t g = 0; g < w.groups; ++g, scales += 2 * Rows, scale += Panels * 8) {
     I8 acc[Rows][Panels];
     QUIRE_UNROLL
@@ -165,41 +164,45 @@ void grouped_tile(const Unpacked& w, const int32_t* a, const float* scales, floa
       QUIRE_UNROLL
       for (int p = 0; p < Panels; ++p) acc[m][p] = zero_int();
     }
-    for (int i = 0; i < pairs; ++i, words += Panels * 16, a += Rows) {
-      W16 v[Panels];
+    for (int chunk = 0; chunk < w.group / 16; ++chunk, words += 8 * Panels * 16, a += 8 * Rows) {
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) v[p] = load_words(words + p * 16);
-      QUIRE_UNROLL
-      for (int m = 0; m < Rows; ++m) {
-        const W16 pair = broadcast_pair(a + m);
+      for (int i = 0; i < 8; ++i) {
+        W16 v[Panels];
         QUIRE_UNROLL
-        for (int p = 0; p < Panels; ++p) acc[m][p] = add_pairs(acc[m][p], pair, v[p]);
+        for (int p = 0; p < Panels; ++p) v[p] = load_words(words + (i * Panels + p) * 16);
+        QUIRE_UNROLL
+        for (int m = 0; m < Rows; ++m) {
+          const W16 pair = broadcast_pair(a + i * Rows + m);
+          QUIRE_UNROLL
+          for (int p = 0; p < Panels; ++p) acc[m][p] = add_pairs(acc[m][p], pair, v[p]);
+        }
       }
     }
     QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) {
+    for (int p = 0; p < Panels; ++p) {
+      const F8 factor = load(scale + p * 8);
+      const F8 offset = Min ? load(minimum + p * 8) : zero();
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) {
+      for (int m = 0; m < Rows; ++m) {
         float* sum = sums + (m * Panels + p) * 8;
-        F8 s = fma(to_float(acc[m][p]), mul(load(scale + p * 8), set1(scales[m])), load(sum));
-        if (minimum) s = fma(load(minimum + p * 8), set1(scales[Rows + m]), s);
+        F8 s = fma(to_float(acc[m][p]), mul(factor, set1(scales[m])), load(sum));
+        if constexpr (Min) s = fma(offset, set1(scales[Rows + m]), s);
         store(sum, s);
       }
     }
-    if (minimum) minimum += Panels * 8;
+    if constexpr (Min) minimum += Panels * 8;
+    __asm__ volatile("" ::: "memory");  // sums stay in memory: held over the loop they would cost spills
   }
 }
 
-template <int Panels>
-void grouped_tile_rows(int rows, const Unpacked& w, const int32_t* a, const float* scales, float* sums) {
-  switch (rows) {
-    case 1: return grouped_tile<1, Panels>(w, a, scales, sums);
-    case 2: return grouped_tile<2, Panels>(w, a, scales, sums);
-    case 3: return grouped_tile<3, Panels>(w, a, scales, sums);
-    case 4: return grouped_tile<4, Panels>(w, a, scales, sums);
-    case 5: return grouped_tile<5, Panels>(w, a, scales, sums);
-    default: return grouped_tile<6, Panels>(w, a, scales, sums);
-  }
+using GroupedTile = void (*)(const Unpacked&, const int32_t*, const float*, float*);
+
+template <int Panels, bool Min>
+GroupedTile grouped_tile_of(int rows) {
+  constexpr GroupedTile kTiles[kTileRows] = {grouped_tile<1, Panels, Min>, grouped_tile<2, Panels, Min>,
+                                             grouped_tile<3, Panels, Min>, grouped_tile<4, Panels, Min>,
+                                             grouped_tile<5, Panels, Min>, grouped_tile<6, Panels, Min>};
+  return kTiles[rows - 1];
 }
 
 // Bump allocator over a thread's scratch; every piece is aligned to 64 bytes.
@@ -237,8 +240,8 @@ void grouped_columns(Pool& pool, int thread, const Weight& w, int64_t panel, con
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t row = tiles.start(t);
       const int height = tiles.height(t);
-      grouped_tile_rows<Panels>(height, block, x.pairs_of(row) + g * (w.group / 2) * height,
-                                x.scales_of(row) + g * 2 * height, sums + row * kWidth);
+      const auto multiply = w.has_min ? grouped_tile_of<Panels, true>(height) : grouped_tile_of<Panels, false>(height);
+      multiply(block, x.pairs_of(row) + g * (w.group / 2) * height, x.scales_of(row) + g * 2 * height, sums + row * kWidth);
     }
   }
   for (int64_t m = 0; m < tiles.rows; ++m) memcpy(out + m * w.n + first, sums + m * kWidth, width * 4);
