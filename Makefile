@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v p
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(shell find src/quire/ops/cpu -name '*.cpp' -o -name '*.h')
+SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(shell find src/quire/ops/cpu -name '*.cpp' -o -name '*.h' -o -name '*.inl')
 
 .PHONY: help demo serve test lint format types bench docs clean
 

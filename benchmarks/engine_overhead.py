@@ -63,7 +63,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=3.0)
     args = parser.parse_args()
-    cases = {
+    cases: dict[str, tuple[int, int, list[int | None]]] = {
         "decode": (16, 4096, [None]),
         "decode, two groups": (16, 4096, [None, 512]),
         "mixed 128 in, 64 out": (128, 64, [None]),

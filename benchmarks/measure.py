@@ -56,7 +56,7 @@ def value_of(measure: Measure, summary: dict[str, Any]) -> float:
     number: Any = summary
     for key in measure.figure:
         number = number[key]
-    return measure.scale / number if measure.inverse else measure.scale * number
+    return measure.scale / float(number) if measure.inverse else measure.scale * float(number)
 
 
 async def run_workload(server: ServerProcess, model: str, name: str) -> dict[str, Any]:
@@ -98,7 +98,7 @@ async def idle_share(pid: int, seconds: float) -> float:
 
 def help_seconds() -> float:
     """The median time of ``quire --help``."""
-    command = [Path(sys.executable).with_name("quire"), "--help"]
+    command = [str(Path(sys.executable).with_name("quire")), "--help"]
     times = []
     for _ in range(_HELP_RUNS):
         start = time.perf_counter()
@@ -108,7 +108,7 @@ def help_seconds() -> float:
 
 
 def _cpu_seconds(pid: int) -> float:
-    return sum(t.user + t.system for t in (p.cpu_times() for p in tree(pid)))
+    return float(sum(t.user + t.system for t in (p.cpu_times() for p in tree(pid))))
 
 
 def _peak_bytes(pid: int) -> int:

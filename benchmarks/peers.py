@@ -51,7 +51,7 @@ def _converted(binaries: Path, model: Path, target: Path, kind: str) -> Path:
     if not target.exists():
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = target.with_suffix(".partial")
-        command = [binaries / "llama-quantize", "--allow-requantize", model, partial, kind]
+        command = [str(part) for part in (binaries / "llama-quantize", "--allow-requantize", model, partial, kind)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         partial.rename(target)
     return target

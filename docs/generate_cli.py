@@ -24,13 +24,13 @@ Every option can be given in four ways; the earlier wins:
 3. a line in the YAML file given by `--config`, `max-model-len: 8k`;
 4. the default.
 
-`MODEL` stands for `--model`. Lengths read `8192`, `32k` (thousands) or `32K` (times 1,024). Unknown options are refused,
-naming the nearest. `quire --version` prints the version.
+`MODEL` stands for `--model`. Lengths read `8192`, `32k` (thousands) or `32K` (times 1,024). Unknown options are
+refused, naming the nearest. `quire --version` prints the version.
 """
 FOREIGN_HEAD = """## Options of vLLM
 
-These flags of vLLM are known to `serve`, `generate`, `plan` and `bench`. A value in the second column is accepted with a
-note; any other ends in a sentence with the reason.
+These flags of vLLM are known to `serve`, `generate`, `plan` and `bench`. A value in the second column is accepted with
+a note; any other ends in a sentence with the reason.
 
 | flag | accepted | reason |
 |---|---|---|

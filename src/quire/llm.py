@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any
 
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
-from quire.config.engine import DEFAULT_MODEL, EngineConfig
+from quire.config.engine import DEFAULT_MODEL
+from quire.config.keywords import engine_config
 from quire.engine.inline import InlineEngine
-from quire.engine.messages import EngineRequest, TokenDelta
-from quire.outputs import RequestMetrics, RequestOutput
+from quire.outputs import RequestOutput
 from quire.params import SamplingParams
 from quire.runtime.build import build_runner
 from quire.text.front import open_front
-from quire.text.output import CompletionCollector
+from quire.text.job import Job
 from quire.text.prompt import EncodedPrompt, Prompt
 from quire.text.tokenizer import Tokenizer
 from quire.weights.progress import progress_bar
 from quire.weights.sources import locate
 
 Messages = Sequence[Mapping[str, Any]]
-
-# vLLM's names of options that Quire calls otherwise.
-_RENAMED = {"gpu_memory_utilization": "memory", "block_size": "page_size"}
-# vLLM's options with the one value that Quire has.
-_FIXED: dict[str, Any] = {"tensor_parallel_size": 1, "pipeline_parallel_size": 1, "trust_remote_code": False}
-# vLLM's options that change nothing here.
-_IGNORED = {"enforce_eager", "disable_log_stats", "swap_space", "enable_chunked_prefill", "tokenizer_mode"}
 
 
 class LLM:
@@ -113,7 +105,7 @@ class LLM:
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need one SamplingParams, or {len(prompts)}, not {len(each)}.")
         jobs = [
-            _Job(self, str(next(self._ids)), prompt, p, priority[i] if priority else 0)
+            Job(self._front, self._processor, str(next(self._ids)), prompt, p, priority[i] if priority else 0)
             for i, (prompt, p) in enumerate(zip(prompts, each, strict=True))
         ]
         try:
@@ -122,7 +114,7 @@ class LLM:
             self._engine.abort([r.request_id for job in jobs for r in job.requests if not job.finished])
         return [job.output() for job in jobs]
 
-    def _drive(self, jobs: list[_Job], use_tqdm: bool) -> None:
+    def _drive(self, jobs: list[Job], use_tqdm: bool) -> None:
         owner = {request.request_id: (job, i) for job in jobs for i, request in enumerate(job.requests)}
         for job in jobs:
             for request in job.requests:
@@ -142,65 +134,6 @@ class LLM:
                 progress.update(
                     task, completed=done, description=f"{done}/{len(jobs)} prompts, {speed:,.0f} output tokens/s"
                 )
-
-
-class _Job:
-    """One prompt and its ``n`` completions."""
-
-    def __init__(self, llm: LLM, request_id: str, prompt: EncodedPrompt, params: SamplingParams, priority: int) -> None:
-        front = llm._front
-        self.requests: list[EngineRequest] = llm._processor.request(
-            request_id, prompt, params, priority=priority, arrival_time=time.time()
-        )
-        self._names = front.names
-        self._collectors = [
-            CompletionCollector(i, r.params, front.stream(params.skip_special_tokens), front.names)
-            for i, r in enumerate(self.requests)
-        ]
-        self._output = RequestOutput(
-            request_id, prompt.text, prompt.token_ids, [], metrics=RequestMetrics(self.requests[0].arrival_time)
-        )
-
-    @property
-    def finished(self) -> bool:
-        return all(c.assembler.finished for c in self._collectors)
-
-    def feed(self, index: int, delta: TokenDelta) -> bool:
-        """Take a delta of a completion; true when its request must be aborted (a stop string ended it)."""
-        out, metrics = self._output, self._output.metrics
-        if index == 0 and metrics is not None:
-            out.num_cached_tokens = delta.num_cached_tokens or out.num_cached_tokens
-            metrics.first_scheduled_time = delta.scheduled_time or metrics.first_scheduled_time
-            metrics.first_token_time = delta.first_token_time or metrics.first_token_time
-        if delta.prompt_logprobs is not None:
-            out.prompt_logprobs = [p and self._names.logprobs(p) for p in delta.prompt_logprobs]
-        assembler = self._collectors[index].assembler
-        self._collectors[index].feed(delta)
-        if self.finished and metrics is not None and metrics.finished_time is None:
-            metrics.finished_time = time.time()
-        return assembler.must_abort and delta.finish_reason is None
-
-    def output(self) -> RequestOutput:
-        self._output.outputs = [c.result() for c in self._collectors]
-        self._output.finished = self.finished
-        return self._output
-
-
-def engine_config(model: str, options: Mapping[str, Any]) -> EngineConfig:
-    """``options`` under Quire's or vLLM's names. Raises ``TypeError`` for an unknown one, naming the nearest."""
-    known = {f.name for f in fields(EngineConfig)}
-    chosen: dict[str, Any] = {}
-    for name, value in options.items():
-        name = _RENAMED.get(name, name)
-        if name in _IGNORED or (name in _FIXED and value == _FIXED[name]):
-            continue
-        if name in _FIXED:
-            raise TypeError(f"{name}={value!r} is not supported; {name} must be {_FIXED[name]!r}.")
-        if name not in known:
-            near = difflib.get_close_matches(name, known, 1)
-            raise TypeError(f"LLM has no option {name!r}" + (f"; did you mean {near[0]!r}?" if near else "."))
-        chosen[name] = str(value) if name == "memory" else value
-    return EngineConfig(model=model, **chosen)
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

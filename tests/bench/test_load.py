@@ -29,7 +29,7 @@ class Server:
         self.keys: list[str | None] = []
         self.active = self.most = 0
         self.app.get("/v1/models")(self.models)
-        self.app.get("/health")(lambda: {})
+        self.app.get("/health")(dict)
         self.app.post("/v1/completions")(self.completions)
 
     async def models(self) -> dict[str, Any]:
@@ -121,7 +121,7 @@ def test_client_reads_and_probes(server: tuple[Server, str]) -> None:
     url = server[1]
     assert asyncio.run(ApiClient(url + "/v1").first_model()) == "first"
     assert asyncio.run(ApiClient(url).ready())
-    with pytest.raises(ServerError, match="Not Found|no message") as caught:
+    with pytest.raises(ServerError, match="Not Found") as caught:
         asyncio.run(ApiClient(url).get("/nowhere"))
     assert caught.value.status == 404
 

@@ -74,7 +74,8 @@ def test_file_of_a_list_and_an_empty_one(tmp_path: Path) -> None:
 
 def test_keyword_arguments_under_vllm_names() -> None:
     config, notes = from_kwargs(
-        EngineConfig, {"gpu_memory_utilization": 0.5, "block_size": 16, "tensor_parallel_size": 1, "enforce_eager": True}
+        EngineConfig,
+        {"gpu_memory_utilization": 0.5, "block_size": 16, "tensor_parallel_size": 1, "enforce_eager": True},
     )
     assert (config.memory, config.page_size) == ("0.5", 16)
     assert len(notes) == 2

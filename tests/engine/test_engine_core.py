@@ -205,7 +205,8 @@ def test_abort_frees_everything_at_once() -> None:
     for i in range(4):
         core.add(request(str(i), [i + 1] * 40, max_tokens=50))
     core.step()
-    assert core.scheduler.running and core.scheduler.waiting
+    assert core.scheduler.running
+    assert core.scheduler.waiting
     core.abort(["0", "1", "2", "3", "never seen"])
     check(core)
     assert core.kv.free_pages == core.kv.total_pages
@@ -219,7 +220,8 @@ def test_facts_come_with_the_first_and_the_last_delta() -> None:
     core, _ = make_core()
     outcome = outcome_of(core, request("a", range(1, 10), max_tokens=3, ignore_eos=True, logprobs=2))
     first, middle, last = outcome.deltas
-    assert first.scheduled_time is not None and first.first_token_time is not None
+    assert first.scheduled_time is not None
+    assert first.first_token_time is not None
     assert first.scheduled_time <= first.first_token_time
     assert (middle.scheduled_time, last.scheduled_time) == (None, first.scheduled_time)
     assert all(d.logprobs is not None and d.logprobs[0].token_ids == d.token_ids for d in outcome.deltas)
@@ -236,7 +238,8 @@ def test_prompt_logprobs_are_gathered_over_chunks_and_skip_the_cache(budget: int
     before = runner.computed
     outcome = outcome_of(core, request("b", prompt, max_tokens=2, prompt_logprobs=0, ignore_eos=True))
     first = outcome.deltas[0].prompt_logprobs
-    assert first is not None and first[0] is None
+    assert first is not None
+    assert first[0] is None
     assert [entry.token_ids[0] for entry in first[1:] if entry] == prompt[1:]
     assert outcome.deltas[1].prompt_logprobs is None
     assert runner.computed - before == 31
@@ -331,6 +334,32 @@ def test_a_result_that_is_missing_fails_its_request(monkeypatch: pytest.MonkeyPa
     assert outcome_of(core, request("a", [1, 2])).reason == "error"
 
 
+@pytest.mark.parametrize("late", [False, True])
+def test_an_interrupted_step_can_be_gone_on_from(monkeypatch: pytest.MonkeyPatch, late: bool) -> None:
+    core, runner = make_core(max_num_batched_tokens=16)
+    requests = [request(str(i), [5] * 20 + [i + 1] * 4, max_tokens=6, ignore_eos=True) for i in range(4)]
+    for r in requests:
+        core.add(r)
+    deltas = core.step() + core.step()
+    execute = runner.execute
+
+    def interrupted(plan: StepPlan) -> list[SlotResult]:
+        if late:
+            execute(plan)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        core.step()
+    monkeypatch.setattr(runner, "execute", execute)
+    check(core)
+    outcomes = run(core, lambda: check(core))
+    for r in requests:
+        tokens = [t for d in deltas if d.request_id == r.request_id for t in d.token_ids]
+        assert tokens + outcomes[r.request_id].tokens == alone(r, FULL)[0]
+    check_empty(core)
+
+
 # Admission
 
 
@@ -354,7 +383,8 @@ def test_bad_requests_never_reach_the_runner() -> None:
         with pytest.raises(ParameterError) as error:
             core.add(message)
         assert error.value.param == param
-    assert not core.has_work and not runner.steps
+    assert not core.has_work
+    assert not runner.steps
     with pytest.raises(ParameterError, match=r"has 64 tokens; the model's context is 64 tokens"):
         core.add(request("a", [1] * 64))
 

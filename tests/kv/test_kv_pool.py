@@ -148,4 +148,5 @@ def test_chain_can_be_extended_in_any_steps(ids: list[int], first: int, second: 
     parts: list[bytes] = []
     for pages in [*sorted((first, second)), 4]:
         extend_chain(parts, root_key(2, "s"), ids, 2, pages)
-    assert parts == whole and len(set(whole)) == 4
+    assert parts == whole
+    assert len(set(whole)) == 4

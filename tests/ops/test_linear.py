@@ -44,7 +44,8 @@ def check(ops: Ops, layout: GroupedInt | Dense, rows: int, bias: bool) -> None:
     got = ops.linear(x, ops.pack(layout), b)
     assert got.shape == (rows, n) and got.dtype == torch.float32
     size = x.double().abs() @ magnitude(layout).T + 1e-6
-    assert ((got.double() - want).abs() / size).max() < 2e-5
+    limit = 2e-5 if k > 32 else 5e-5  # over one group of 16-bit inputs fewer errors cancel
+    assert ((got.double() - want).abs() / size).max() < limit
 
 
 @pytest.mark.parametrize("rows", ROWS)

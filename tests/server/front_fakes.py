@@ -87,6 +87,7 @@ class FakeEngine:
         self.running: dict[str, bool] = {}
         self.aborted: list[str] = []
         self.dead: str | None = None
+        self.fail_after: int | None = None
         self.fail_with: Exception | None = None
 
     def generate(self, request: EngineRequest) -> FakeStream:
@@ -111,6 +112,9 @@ class FakeEngine:
             await asyncio.sleep(self.delay)
             if not self.running.get(request.request_id):
                 yield TokenDelta(request.request_id, [], finish_reason="abort")
+                return
+            if self.fail_after is not None and made >= self.fail_after:
+                yield TokenDelta(request.request_id, finish_reason="error", error="/no/such: 0xdeadbeef")
                 return
             count = min(self.batch, limit - made)
             ids = [letter(request, made + i) for i in range(count)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -59,7 +59,7 @@ def plot(path: str, runs: Mapping[str, Sequence[Timing]]) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels = {
+    panels: dict[str, Callable[[Timing], list[float]]] = {
         "time to first token, s": lambda t: [t.ttft],
         "between events, s": lambda t: t.gaps,
         "whole request, s": lambda t: [t.e2e],

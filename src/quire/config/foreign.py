@@ -76,6 +76,8 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--attention-config",), "the kernels follow from the device"),
     Foreign(("--logprobs-mode",), "logprobs are those of the model's raw logits", ("raw_logprobs",)),
     Foreign(("--chat-template-content-format",), "the form follows from the template", ("auto",)),
+    Foreign(("--generation-config",), "sampling defaults come from the model's own file", ("auto",)),
+    Foreign(("--override-generation-config",), "send sampling fields with the request", ("{}",)),
     Foreign(("--cpu-offload-gb",), "weights stay on one device", ("0", "0.0")),
     Foreign(("--kv-cache-memory-bytes",), "use --memory, which bounds weights, pages and work space together"),
     Foreign(("--kv-offloading-size",), "pages stay on one device"),

@@ -10,7 +10,7 @@ import msgspec
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
 
-DEFAULT_RUNNER = "quire.runtime.runner:build_runner"
+DEFAULT_RUNNER = "quire.runtime.build:build_runner"
 
 BuildRunner = Callable[[EngineConfig, Callable[[str], None]], LoadedRunner]
 

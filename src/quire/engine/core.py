@@ -109,7 +109,11 @@ class EngineCore:
         plan, step = self.scheduler.schedule()
         if plan.work:
             started, scheduled = self._clock(), time.time()
-            results = self._execute(plan)
+            try:
+                results = self._execute(plan)
+            except BaseException:  # Ctrl-C too: what the step should have done is undone
+                self._undo(step)
+                raise
             self.scheduler.pace.observe(step.decodes, step.prompt_tokens, self._clock() - started)
             self._commit(step, results, scheduled)
         deltas, self._deltas = self._deltas, []
@@ -150,6 +154,11 @@ class EngineCore:
         if self._faults >= _FAULTS_IN_A_ROW:
             raise EngineFault("The model runner fails on every request.")
         return results
+
+    def _undo(self, step: Step) -> None:
+        for request, item in step.items.items():
+            self.scheduler.discard(item)
+            self.scheduler.preempt(request)
 
     def _commit(self, step: Step, results: dict[int, SlotResult], scheduled: float) -> None:
         now = time.time()

@@ -181,7 +181,7 @@ class Scheduler:
 
     def _prefill(self, step: Step, prompts: list[Request]) -> None:
         """Deal ``step.room`` tokens to ``prompts``, which are in work, and to waiting requests."""
-        admitting = not step.preempted
+        admitting = bool(self._free_slots) and not step.preempted
         if admitting and self.waiting and not (prompts and prompts[0].order < self.waiting[0].order):
             oldest = self.waiting[0]
             hit = self._hit(oldest)

@@ -49,6 +49,7 @@ class TokenStream:
     def __init__(self, flight: Flight, on_close: Callable[[str], None]) -> None:
         self._flight = flight
         self._on_close = on_close
+        self._loop = asyncio.get_running_loop()
 
     def __aiter__(self) -> TokenStream:
         return self
@@ -60,7 +61,7 @@ class TokenStream:
                 raise flight.error
             if flight.over:
                 raise StopAsyncIteration
-            flight.waiter = asyncio.get_running_loop().create_future()
+            flight.waiter = self._loop.create_future()
             try:
                 await flight.waiter
             except asyncio.CancelledError:
@@ -72,18 +73,23 @@ class TokenStream:
 
     def close(self) -> None:
         """Abort the request if it still runs; what was not read is dropped."""
-        flight = self._flight
-        flight.unread.clear()
-        if not flight.over:
-            flight.over = True
-            flight.wake()
-            self._on_close(flight.request.request_id)
+        _close(self._flight, self._on_close)
 
     async def aclose(self) -> None:
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        # The collector may run in any thread.
+        if not self._flight.over and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(_close, self._flight, self._on_close)
+
+
+def _close(flight: Flight, on_close: Callable[[str], None]) -> None:
+    flight.unread.clear()
+    if not flight.over:
+        flight.over = True
+        flight.wake()
+        on_close(flight.request.request_id)
 
 
 class Streams:

@@ -166,8 +166,7 @@ class Supervisor:
 
     def aborted(self, request_ids: list[str]) -> None:
         self.send(Abort(request_ids))
-        if self._quarantine is not None:
-            self._quarantine.advance()
+        self._advance()
 
     async def run(self) -> None:
         """Start the engine and restart it until ``close``, or until it is past help."""
@@ -231,9 +230,13 @@ class Supervisor:
     async def _watch(self, link: Link) -> None:
         """Kill an engine that makes no progress."""
         limit = self._policy.stall_s
+        nap = limit / 20
         while True:
-            await asyncio.sleep(limit / 20)
+            before = time.monotonic()
+            await asyncio.sleep(nap)
             streams = self.streams
+            if streams is not None and time.monotonic() - before > 2 * nap + 1:
+                streams.last_progress = time.monotonic()  # it is we who stood still (Ctrl-Z, a blocked loop)
             if self.up and streams and time.monotonic() - streams.last_progress > limit:
                 self._failure = f"It finished no step for {limit:g} s with {len(streams)} requests in flight."
                 log.error("The engine stalls: %s Its stacks follow.", self._failure)
@@ -245,15 +248,16 @@ class Supervisor:
     def _take(self, message: FromEngine) -> None:
         streams = self.streams
         match message:
-            case DeltaBatch() if streams is not None and self._quarantine is not None:
+            case DeltaBatch() if streams is not None:
                 streams.last_progress = time.monotonic()
                 streams.deliver(message.deltas)
-                self._quarantine.advance()
+                self._advance()
             case EngineStats() if streams is not None:
                 streams.last_progress = time.monotonic()
                 self.stats = message
             case Rejected() if streams is not None:
                 streams.reject(message)
+                self._advance()
             case EngineReady():
                 self._begin(message)
             case Progress():
@@ -262,6 +266,10 @@ class Supervisor:
                 self._failure = message.message
             case _:
                 log.warning("An unexpected message from the engine was dropped.")
+
+    def _advance(self) -> None:
+        if self._quarantine is not None:
+            self._quarantine.advance()
 
     def _begin(self, ready: EngineReady) -> None:
         self.up = True

@@ -11,6 +11,7 @@ from pathlib import Path
 from tokenizers import Tokenizer as Library
 
 from quire.text.decoding import MAX_TAIL, ByteStream, LibraryStream, TextStream, token_bytes_of
+from quire.text.protection import Rendered
 from quire.weights.errors import CheckpointError
 
 NORMAL_FORM_CHARS = 4  # characters that Unicode normalisation may join into one, at most
@@ -69,6 +70,28 @@ class Tokenizer:
         # The batch call is the one that lets other threads run meanwhile.
         return library.encode_batch_fast([_without_surrogates(text)], add_special_tokens=add_special_tokens)[0].ids
 
+    def encode_template(self, rendered: Rendered, add_special_tokens: bool = False) -> list[int]:
+        """Token ids of a rendered conversation, in which only the template's own control tokens are control tokens."""
+        if not rendered.literals:
+            return self.encode(rendered.marked, add_special_tokens)
+        ids: list[int] = []
+        last, edges = 0, self._special_edges
+        for match in edges.finditer(rendered.marked) if edges else ():
+            ids += self._encode_piece(rendered.restore(rendered.marked[last : match.start()]), first=last == 0)
+            ids.append(self._specials[match[0].strip() if match[0] not in self._specials else match[0]])
+            last = match.end()
+        ids += self._encode_piece(rendered.restore(rendered.marked[last:]), first=last == 0)
+        return self._with_ends(ids) if add_special_tokens else ids
+
+    def _encode_piece(self, text: str, first: bool) -> list[int]:
+        library = self._plain if first else self._inner
+        return library.encode_batch_fast([_without_surrogates(text)], add_special_tokens=False)[0].ids if text else []
+
+    def _with_ends(self, ids: list[int]) -> list[int]:
+        ends = self.encode("")
+        start = ends[: ends.index(self.bos_id) + 1] if self.bos_id in ends else []
+        return [*start, *ids, *ends[len(start) :]]
+
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; ids that are no tokens give none."""
         ids = [i for i in ids if not (skip_special_tokens and i in self.special_ids)]
@@ -99,6 +122,26 @@ class Tokenizer:
         if self._bytes is not None:
             return self._bytes[token_id]
         return (self.id_to_token(token_id) or "").encode()
+
+    @cached_property
+    def _inner(self) -> Library:
+        """For text after a control token: where only the start of a text gets a space put before it, not here."""
+        inner = _without_specials(self._library)
+        if inner.pre_tokenizer is not None:
+            state = inner.pre_tokenizer.__getstate__()
+            part = inner.pre_tokenizer
+            part.__setstate__(state.replace(b'"prepend_scheme":"first"', b'"prepend_scheme":"never"'))
+            inner.pre_tokenizer = part
+        return inner
+
+    @cached_property
+    def _special_edges(self) -> re.Pattern[str] | None:
+        """Finds special tokens together with the blanks that they swallow."""
+        added = self._library.get_added_tokens_decoder().values()
+        tokens = sorted((t for t in added if t.special and t.content), key=lambda t: -len(t.content))
+        blanks = r"\s*"
+        each = [blanks * t.lstrip + re.escape(t.content) + blanks * t.rstrip for t in tokens]
+        return re.compile("|".join(each)) if each else None
 
     @cached_property
     def special_pattern(self) -> re.Pattern[str] | None:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 from fastapi import Request, Response
 
-from quire.server.generation import Choice, Generation
+from quire.server.generation import Choice, Generation, Totals
 from quire.server.openai.events import ChatChunk, Completion, encode, metrics_of, usage_of
 from quire.server.openai.logprobs import LogprobShapes
 from quire.server.openai.protocol import GenerationRequest
@@ -59,6 +59,10 @@ class Answer(ABC, Generic[Body]):
         payload = await while_connected(request.receive, self.whole())
         return Response(payload, headers=headers, media_type="application/json")
 
+    def totals(self) -> Totals:
+        """What the answer reports of tokens and times."""
+        return self.generation.totals()
+
     async def collect(self) -> list[OutputDelta]:
         """All that each choice became."""
         parts: list[list[OutputDelta]] = [[] for _ in self.generation.choices]
@@ -97,11 +101,11 @@ class Answer(ABC, Generic[Body]):
         """Facts that go with the last event of a choice."""
         chunk.system_fingerprint = FINGERPRINT
         if not self.body.include_usage and all(c.finished for c in self.generation.choices):
-            chunk.metrics = metrics_of(self.generation.totals())
+            chunk.metrics = metrics_of(self.totals())
 
     def _event(self, chunk: Completion | ChatChunk, *, usage: bool, metrics: bool = False) -> bytes:
         if usage or metrics:
-            totals = self.generation.totals()
+            totals = self.totals()
             if usage:
                 chunk.usage = usage_of(totals)
             if metrics:

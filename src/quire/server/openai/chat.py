@@ -103,7 +103,7 @@ class ChatAnswer(Answer[ChatRequest]):
 
     async def whole(self) -> bytes:
         outs = await self.collect()
-        totals = self.generation.totals()
+        totals = self.totals()
         first = self.generation.choices[0]
         answer = ChatCompletion(
             self.generation.public_id,

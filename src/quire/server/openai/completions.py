@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request, Response
 from quire.engine.messages import EngineRequest, TokenLogprobs
 from quire.params import SamplingParams
 from quire.server.errors import ApiError
-from quire.server.generation import Choice, Generation
+from quire.server.generation import Choice, Generation, Totals
 from quire.server.limits import JsonRoute
 from quire.server.openai.answer import FINGERPRINT, Answer
 from quire.server.openai.events import Completion, CompletionChoice, CompletionLogprobs, encode, metrics_of, usage_of
@@ -96,7 +96,7 @@ class CompletionAnswer(Answer[CompletionRequest]):
         """The unstreamed answer."""
         outs = await self.collect()
         choices = [self._choice(c, outs[c.index], first=True) for c in self.generation.choices]
-        totals = self.generation.totals()
+        totals = self.totals()
         answer = self._completion(choices)
         answer.usage, answer.metrics = usage_of(totals), metrics_of(totals)
         answer.system_fingerprint = FINGERPRINT
@@ -107,6 +107,12 @@ class CompletionAnswer(Answer[CompletionRequest]):
 
     def closing(self) -> Completion:
         return self._completion([])
+
+    def totals(self) -> Totals:
+        totals = super().totals()
+        if self._only_echo:
+            totals.completion_tokens = 0
+        return totals
 
     def _completion(self, choices: list[CompletionChoice]) -> Completion:
         return Completion(self.generation.public_id, self.created, self.model, choices)

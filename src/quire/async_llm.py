@@ -1,0 +1,107 @@
+"""An engine to embed in other servers: requests from one event loop, the model in a process of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Any, Self
+
+from quire.config.engine import DEFAULT_MODEL
+from quire.config.keywords import engine_config
+from quire.engine.messages import EngineRequest, TokenDelta
+from quire.engine.process import ProcessEngine
+from quire.outputs import RequestOutput
+from quire.params import SamplingParams
+from quire.text.front import open_front
+from quire.text.job import Job
+from quire.text.prompt import EncodedPrompt, Prompt
+from quire.weights.progress import progress_bar
+from quire.weights.sources import locate
+
+
+class AsyncLLM:
+    """``options`` are those of ``LLM``. Start it in the event loop that uses it, or use it as a context manager.
+
+    >>> async with AsyncLLM() as llm:
+    ...     async for output in llm.generate("Once upon a time", SamplingParams(max_tokens=20)):
+    ...         print(output.outputs[0].text)
+    """
+
+    def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
+        self.config = engine_config(model, options)
+        self._ids = itertools.count()
+
+    async def start(self) -> None:
+        """Load the model. Raises ``EngineDead`` or ``WeightsError`` when that fails."""
+        with progress_bar() as progress:
+            path = await asyncio.to_thread(locate, self.config, progress)
+        self.config = replace(self.config, model=str(path))
+        self._engine = ProcessEngine(self.config)
+        starting = asyncio.create_task(self._engine.start())
+        self._front = await asyncio.to_thread(open_front, self.config, path)
+        await starting
+        self._processor = self._front.processor(self._engine.limits)
+
+    async def shutdown(self) -> None:
+        """End the engine's process; requests in flight end with finish_reason "abort"."""
+        await self._engine.shutdown()
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.shutdown()
+
+    async def generate(
+        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
+    ) -> AsyncIterator[RequestOutput]:
+        """Complete a prompt: yields the output so far whenever there is more. Closing the iterator cancels it."""
+        encoded = await asyncio.to_thread(self._processor.encode, prompt)
+        async with aclosing(self._run(encoded, sampling_params, priority)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        sampling_params: SamplingParams | None = None,
+        *,
+        priority: int = 0,
+    ) -> AsyncIterator[RequestOutput]:
+        """Answer a conversation, as ``generate`` does."""
+        encoded = await asyncio.to_thread(self._processor.encode_chat, messages)
+        async with aclosing(self._run(encoded, sampling_params, priority)) as outputs:
+            async for output in outputs:
+                yield output
+
+    async def _run(self, prompt: EncodedPrompt, params: SamplingParams | None, priority: int) -> Any:
+        params = params or SamplingParams(**self._processor.facts.sampling_defaults)
+        job = Job(self._front, self._processor, str(next(self._ids)), prompt, params, priority)
+        queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
+        readers = [asyncio.create_task(self._read(i, request, queue)) for i, request in enumerate(job.requests)]
+        try:
+            while not job.finished:
+                index, delta = await queue.get()
+                if isinstance(delta, Exception):
+                    raise delta
+                if job.feed(index, delta):
+                    readers[index].cancel()
+                yield job.output()
+        finally:
+            for reader in readers:
+                reader.cancel()
+            await asyncio.gather(*readers, return_exceptions=True)
+
+    async def _read(
+        self, index: int, request: EngineRequest, queue: asyncio.Queue[tuple[int, TokenDelta | Exception]]
+    ) -> None:
+        try:
+            async with aclosing(self._engine.generate(request)) as stream:
+                async for delta in stream:
+                    queue.put_nowait((index, delta))
+        except Exception as error:
+            queue.put_nowait((index, error))
