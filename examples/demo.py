@@ -21,14 +21,14 @@ from quire.cli.main import main as quire
 
 MAX_TOKENS = 96
 QUESTIONS = (
-    "What is the capital of France?",
-    "Why is the sky blue? Answer in two sentences.",
-    "Give me three tips for learning to cook.",
-    "Write a two-line poem about the sea.",
+    "How do plants make food?",
+    "Give me two tips for sleeping well.",
+    "Write a short poem about the sea.",
     "What is a prime number?",
-    "Who wrote Romeo and Juliet?",
-    "Explain gravity to a child.",
-    "Name three animals that live in Africa.",
+    "Say hello in French.",
+    "Name three fruits.",
+    "What does a librarian do?",
+    "How does a bicycle stay upright?",
 )
 console = Console()
 
@@ -83,7 +83,10 @@ async def ask(client: AsyncOpenAI, model: str, question: str) -> Answer:
         model=model,
         messages=[{"role": "user", "content": question}],
         max_tokens=MAX_TOKENS,
-        temperature=0,
+        temperature=0.2,
+        top_p=0.9,
+        seed=1,
+        extra_body={"repetition_penalty": 1.1},
         stream=True,
         stream_options={"include_usage": True},
     )

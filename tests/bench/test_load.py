@@ -29,8 +29,11 @@ class Server:
         self.keys: list[str | None] = []
         self.active = self.most = 0
         self.app.get("/v1/models")(self.models)
-        self.app.get("/health")(dict)
+        self.app.get("/health")(self.health)
         self.app.post("/v1/completions")(self.completions)
+
+    async def health(self) -> dict[str, Any]:
+        return {}
 
     async def models(self) -> dict[str, Any]:
         return {"data": [{"id": "first"}, {"id": "second"}]}

@@ -170,7 +170,7 @@ async def test_shutdown_ends_streams() -> None:
 async def test_an_engine_that_cannot_start_says_why() -> None:
     for kind in ("process", "thread"):
         engine = make(kind, "fake:broken=1")
-        with pytest.raises(EngineDead, match="^The model file is broken: use another one.$"):
+        with pytest.raises(EngineDead, match=r"^The model file is broken: use another one.$"):
             await engine.start()
         assert engine.health.dead
 

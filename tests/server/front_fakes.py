@@ -12,6 +12,7 @@ from quire.engine.client import Health
 from quire.engine.messages import EngineRequest, EngineStats, TokenDelta, TokenLogprobs
 from quire.text.front import TextFront
 from quire.text.output import TokenNames
+from quire.text.protection import Rendered
 
 BOS, EOS = 256, 257
 VOCAB = 260
@@ -40,6 +41,9 @@ class ByteTokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]:
         return ([BOS] if add_special_tokens else []) + list(text.encode())
+
+    def encode_template(self, rendered: Rendered, add_special_tokens: bool = False) -> list[int]:
+        return self.encode(rendered.text, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         return bytes(i for i in ids if i < 256).decode("utf-8", "replace")
@@ -153,8 +157,8 @@ def _logprobs(token_id: int, k: int) -> TokenLogprobs:
 
 
 class FakeTemplate:
-    def render(self, messages: Sequence[dict[str, str]], **variables: object) -> str:
-        return "".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>"
+    def render(self, messages: Sequence[dict[str, str]], **variables: object) -> Rendered:
+        return Rendered("".join(f"<{m['role']}>{m['content']}" for m in messages) + "<assistant>")
 
 
 def fake_text() -> TextFront:

@@ -18,6 +18,7 @@ HARD_STRINGS = [
     "\n\n leading newlines",
     "spaces     of      many       lengths        here         ok          .",
     " " * 31 + "x" + " " * 17,
+    "x" + " " * 40 + "y" + " " * 70,
     "mixed \t \n \t\n  whitespace \u00a0\u2003\u3000 kinds\u200b\u2028\u2029.",
     "I'm you're he's we'll they'd I've can't",
     "I'M YOU'RE HE'S WE'LL THEY'D I'VE CAN'T o'clock 'quoted' ''double''",

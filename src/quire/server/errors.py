@@ -34,7 +34,7 @@ _DEFAULT_MESSAGES = {
 }
 _MAX_MESSAGE = 500
 
-# What a value should have been, by pydantic's name of the error.
+# What a value should have been, by pydantic's name of the error; in braces what its context names.
 _EXPECTED = {
     "missing": "is required.",
     "int_type": "must be an integer.",
@@ -46,6 +46,13 @@ _EXPECTED = {
     "list_type": "must be a list.",
     "dict_type": "must be an object.",
     "model_type": "must be an object.",
+    "literal_error": "must be {expected}.",
+    "greater_than_equal": "must be at least {ge}.",
+    "less_than_equal": "must be at most {le}.",
+    "string_too_short": "must not be empty.",
+    "string_too_long": "must have at most {max_length} characters.",
+    "too_short": "must not be empty.",
+    "request_field": "{rule}",
     "model_attributes_type": "must be an object.",
 }
 
@@ -127,9 +134,8 @@ def from_validation(errors: Sequence[Mapping[str, Any]]) -> ApiError:
     param = field_path(loc)
     if param is None:
         return ApiError(400, "The request needs a JSON object as its body.")
-    if first["type"] == "request_field":
-        return ApiError(400, f"{param} {first['ctx']['rule']}", param)
-    return ApiError(400, f"{param} {_EXPECTED.get(first['type'], 'has a value that is not allowed here.')}", param)
+    expected = _EXPECTED.get(first["type"], "has a value that is not allowed here.")
+    return ApiError(400, f"{param} {expected.format_map(first.get('ctx', {}))}", param)
 
 
 def field_path(loc: Sequence[str | int]) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,13 +22,13 @@ from quire.server.auth import Keys
 from quire.server.errors import ApiError, unavailable
 from quire.server.generation import Choice, Generation, make_choices
 from quire.server.metrics import Metrics
+from quire.server.openai.fields import REQUEST_ID
 from quire.text.prompt import EncodedPrompt, Processor
 
 if TYPE_CHECKING:
     from quire.text.front import TextFront
 
 _OFF_LOOP_CHARS = 4096  # longer texts are tokenised in a thread: they would hold up other streams' tokens
-_REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _PROBES = frozenset({"/health", "/ready", "/ping", "/metrics"})
 logger = logging.getLogger("quire.server")
 T = TypeVar("T")
@@ -187,6 +186,6 @@ def cache_salt(tenant: str, salt: str | None) -> str:
 def request_id(prefix: str, request: Request, given: str | None) -> str:
     """The id shown to the client: its own (header or field) or a new one."""
     own = request.headers.get("x-request-id")
-    if own and not _REQUEST_ID.fullmatch(own):
-        raise ApiError(400, "X-Request-Id must be 1 to 128 letters, digits or any of _ . : -.", "request_id")
+    if own and not REQUEST_ID.fullmatch(own):
+        raise ApiError(400, "X-Request-Id must be 1 to 128 letters, digits or any of _ . : -", "request_id")
     return f"{prefix}-{own or given or uuid.uuid4().hex}"

@@ -29,7 +29,8 @@ MAX_WIDTH = 10_000
 MAX_INT_BITS = 4096
 TICKS_BETWEEN_CLOCK_READS = 64
 _PADDING_METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs")
-_WIDE_FORMAT = re.compile(r"\d{5}|\*")
+_WIDE_PERCENT = re.compile(r"%[^%A-Za-z]*(\d{5}|\*)")
+_WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(\{|\d{5})")
 _UNUSED_FILTERS = ("batch", "center", "slice", "wordwrap", "urlize", "random")  # can grow without bound; none needs them
 
 
@@ -88,6 +89,12 @@ class _Environment(ImmutableSandboxedEnvironment):
         _check_binop(_budget(context), operator, left, right)
         return super().call_binop(context, operator, left, right)
 
+    def wrap_str_format(self, value: Any) -> Callable[..., str] | None:
+        """Called for each ``text.format`` that a template reaches for."""
+        if isinstance(owner := getattr(value, "__self__", None), str) and value.__name__ in ("format", "format_map"):
+            _check_format(owner)
+        return super().wrap_str_format(value)
+
     def call(self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:  # names as in Jinja
         budget = _budget(__context)
         budget.tick()
@@ -127,16 +134,14 @@ def _check_method(budget: Budget, owner: str, method: str, args: tuple[Any, ...]
     """Methods of strings whose result can be far larger than what goes in."""
     if method in _PADDING_METHODS and args and isinstance(args[0], int) and args[0] > MAX_WIDTH:
         raise OverBudget("it pads text without bound")
-    if method in ("format", "format_map"):
-        _check_format(owner)
-    elif method == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
+    if method == "replace" and len(args) >= 2 and isinstance(args[0], str) and isinstance(args[1], str):
         _check_replace(budget, owner, args[0], args[1])
     elif method == "join" and args and isinstance(args[0], (list, tuple)):
         _check_join(budget, owner, args[0])
 
 
 def _check_format(text: str) -> None:
-    if _WIDE_FORMAT.search(text):
+    if _WIDE_PERCENT.search(text) or _WIDE_BRACES.search(text):
         raise OverBudget("it pads text without bound")
 
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -14,24 +14,15 @@ from quire.engine.admission import Limits, check_params, check_prompt, fit_max_t
 from quire.engine.messages import EngineRequest
 from quire.params import ParameterError, SamplingParams
 
+if TYPE_CHECKING:
+    from quire.text.chat_template import ChatTemplate
+    from quire.text.tokenizer import Tokenizer
+
 Prompt = str | Sequence[int] | Mapping[str, Any]
 Message = Mapping[str, Any]
 
 _SEED_SPAN = 2**63
-
-
-class PromptTokenizer(Protocol):
-    """What preparing prompts needs of a tokenizer."""
-
-    max_chars_per_token: int
-
-    def encode(self, text: str, add_special_tokens: bool = True, parse_special: bool = True) -> list[int]: ...
-
-
-class Template(Protocol):
-    """A chat template: messages to token ids in which no message text reads as a control token."""
-
-    def render(self, messages: Sequence[Message], **variables: Any) -> Any: ...
+_RENDER_ARGUMENTS = frozenset({"messages", "tools", "add_generation_prompt", "continue_final_message", "self"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +48,7 @@ class Processor:
     in the text; call them in a thread for long texts.
     """
 
-    def __init__(self, tokenizer: PromptTokenizer | None, template: Template | None, facts: ModelFacts) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, template: ChatTemplate | None, facts: ModelFacts) -> None:
         self.tokenizer = tokenizer
         self.template = template
         self.facts = facts
@@ -74,7 +65,7 @@ class Processor:
         if ids is None:
             text = text or ""
             if truncate is None:
-                self._check_chars(text)
+                self._check_chars(text, "prompt")
             ids = self.tokenize(text, add_special_tokens=add_special_tokens)
         return self._checked(EncodedPrompt(self._truncate(ids, truncate, side), text))
 
@@ -82,48 +73,55 @@ class Processor:
         self,
         messages: Sequence[Message],
         *,
-        add_generation_prompt: bool = True,
-        continue_final_message: bool = False,
-        variables: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
         truncate: int | None = None,
         side: str = "left",
+        **rendering: Any,
     ) -> EncodedPrompt:
-        """A conversation through the model's chat template to checked token ids.
+        """A conversation through the model's chat template to checked token ids; ``rendering`` as in ``tokenize_chat``.
 
-        ``variables`` go to the template. The template writes the special tokens itself, so none are added by default.
+        The template writes the special tokens itself, so none are added by default.
         """
-        text = self.render_chat(
-            messages,
-            add_generation_prompt=add_generation_prompt,
-            continue_final_message=continue_final_message,
-            variables=variables,
+        prompt = self.tokenize_chat(
+            messages, add_special_tokens=add_special_tokens, any_length=truncate is not None, **rendering
         )
-        if truncate is None:
-            self._check_chars(text)
-        ids = self.tokenize(text, add_special_tokens=add_special_tokens)
-        return self._checked(EncodedPrompt(self._truncate(ids, truncate, side), text))
+        try:
+            return self._checked(EncodedPrompt(self._truncate(prompt.token_ids, truncate, side), prompt.text))
+        except ParameterError as error:
+            raise _about(error, {"prompt": "messages"}) from None
 
     def tokenize(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text in which special tokens may be spelt out; any length."""
         return self._need_tokenizer("prompt", "send token ids").encode(text, add_special_tokens=add_special_tokens)
 
-    def render_chat(
+    def tokenize_chat(
         self,
         messages: Sequence[Message],
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         variables: Mapping[str, Any] | None = None,
-    ) -> str:
+        add_special_tokens: bool = False,
+        any_length: bool = False,
+    ) -> EncodedPrompt:
+        """Ids and text of a rendered conversation, in which control tokens spelt out by messages are plain text.
+
+        ``variables`` go to the template. Without ``any_length`` a text that can't fit the context is refused.
+        """
+        tokenizer = self._need_tokenizer("messages", "send token ids to completions")
         if self.template is None:
             raise ParameterError("messages", "This model has no chat template: use completions, or --chat-template.")
-        return self.template.render(
+        if taken := _RENDER_ARGUMENTS & set(variables or ()):
+            raise ParameterError("chat_template_kwargs", f"chat_template_kwargs must not set {min(taken)}.")
+        rendered = self.template.render(
             messages,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **(variables or {}),
         )
+        if not any_length:
+            self._check_chars(rendered.marked, "messages")
+        return EncodedPrompt(tokenizer.encode_template(rendered, add_special_tokens), rendered.text)
 
     def encode_text(self, text: str, param: str) -> list[int]:
         """Plain ids of a text: no special tokens added or parsed."""
@@ -188,18 +186,18 @@ class Processor:
             return ids
         return ids[-keep:] if side == "left" else ids[:keep]
 
-    def _check_chars(self, text: str) -> None:
+    def _check_chars(self, text: str, param: str) -> None:
         """Refuse a text that can't fit the context before spending time on its tokens."""
-        tokenizer = self._need_tokenizer("prompt", "send token ids")
+        tokenizer = self._need_tokenizer(param, "send token ids")
         most = self.facts.limits.max_model_len * tokenizer.max_chars_per_token
         if len(text) > most:
             raise ParameterError(
-                "prompt",
+                param,
                 f"The prompt has {len(text)} characters, more than the model's context of"
                 f" {self.facts.limits.max_model_len} tokens can hold. Shorten the prompt.",
             )
 
-    def _need_tokenizer(self, param: str, cure: str) -> PromptTokenizer:
+    def _need_tokenizer(self, param: str, cure: str) -> Tokenizer:
         if self.tokenizer is None:
             raise ParameterError(param, f"{param} needs a tokenizer and this engine runs without one: {cure}.")
         return self.tokenizer
@@ -217,6 +215,10 @@ class Processor:
 
     def _next_seed(self) -> int:
         return derive_seed(self.facts.seed, next(self._unseeded) + 1)
+
+
+def _about(error: ParameterError, renamed: Mapping[str, str]) -> ParameterError:
+    return ParameterError(renamed.get(error.param, error.param), str(error))
 
 
 def derive_seed(seed: int, index: int) -> int:

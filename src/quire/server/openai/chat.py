@@ -71,7 +71,7 @@ def _renamed(error: ParameterError, body: ChatRequest) -> ParameterError:
     if body.max_completion_tokens is not None:
         used["max_tokens"] = "max_completion_tokens"
     name = used.get(error.param)
-    return ParameterError(name, str(error).replace(error.param, name)) if name else error
+    return ParameterError(name, str(error).replace(error.param, name, 1)) if name else error
 
 
 def _prompt(

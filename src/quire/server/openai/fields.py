@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ from quire.params import FLOAT_RANGES, INT_RANGES
 from quire.server.errors import ApiError
 
 WARNING_HEADER = "X-Quire-Warning"
+REQUEST_ID = re.compile(r"[A-Za-z0-9_.:-]{1,128}")
 _MAX_NAMES = 8
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from quire.params import ParameterError, SamplingParams
-from quire.server.openai.fields import Bias, Bool, Float, Int, RequestBody, Str, Strings, TokenIds, ranged, rule
+from quire.server.openai.fields import REQUEST_ID, Bias, Bool, Float, Int, RequestBody, Str, Strings, TokenIds, ranged, rule
 
 _ID_SCHEMA = {"type": "integer", "minimum": 0}
 _SAMPLING = (
@@ -16,11 +16,16 @@ _SAMPLING = (
     "seed", "stop", "stop_token_ids", "ignore_eos", "min_tokens", "prompt_logprobs", "skip_special_tokens",
     "spaces_between_special_tokens", "include_stop_str_in_output", "logit_bias", "allowed_token_ids", "bad_words",
 )  # fmt: skip
-_REQUEST_ID = r"[A-Za-z0-9_.:-]{1,128}"
 _SUPPORTED_ROLES = ("system", "developer", "user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _KNOWN_PARTS = ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "refusal", "thinking")
 _MAX_KWARGS = 16
+
+
+def _request_id(value: str | None) -> str | None:
+    if value is not None and not REQUEST_ID.fullmatch(value):
+        raise rule("must be 1 to 128 letters, digits or any of _ . : -")
+    return value
 
 
 class StreamOptions(BaseModel):
@@ -59,9 +64,9 @@ class GenerationRequest(RequestBody):
     stream_interval: Int | None = Field(None, ge=1, le=1024)
     add_special_tokens: Bool | None = None
     truncate_prompt_tokens: Int | None = None
-    truncation_side: Annotated[Str | None, Field(pattern="^(left|right)$")] = None
+    truncation_side: Literal["left", "right"] | None = None
     priority: Int | None = Field(None, ge=-(2**31), le=2**31 - 1)
-    request_id: Annotated[Str | None, Field(pattern=f"^{_REQUEST_ID}$")] = None
+    request_id: Annotated[Str | None, AfterValidator(_request_id)] = None
     cache_salt: Annotated[Str | None, Field(min_length=1, max_length=1024)] = None
     return_token_ids: Bool | None = None
     return_tokens_as_token_ids: Bool | None = None
@@ -210,7 +215,7 @@ class Rendering(RequestBody):
     chat_template_kwargs: _TemplateKwargs = Field(default_factory=dict)
 
     def render_options(self) -> dict[str, Any]:
-        """Keyword arguments of ``Processor.render_chat``. Raises ``ParameterError``."""
+        """Keyword arguments of ``Processor.tokenize_chat``. Raises ``ParameterError``."""
         carry_on = bool(self.continue_final_message)
         add_prompt = (not carry_on) if self.add_generation_prompt is None else self.add_generation_prompt
         if carry_on and add_prompt:

@@ -50,5 +50,9 @@ def _encode(service: Service, body: TokenizeRequest) -> list[int]:
     processor = service.loaded.processor
     if body.prompt is not None:
         return processor.tokenize(body.prompt, add_special_tokens=body.add_special_tokens is not False)
-    text = processor.render_chat([m.plain() for m in body.messages or []], **body.render_options())
-    return processor.tokenize(text, add_special_tokens=bool(body.add_special_tokens))
+    return processor.tokenize_chat(
+        [m.plain() for m in body.messages or []],
+        **body.render_options(),
+        add_special_tokens=bool(body.add_special_tokens),
+        any_length=True,
+    ).token_ids
