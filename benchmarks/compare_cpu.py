@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from measure import MEASURES, help_seconds, idle_share, peak_memory_mb, run_workload, warm_up
+from measure import MEASURES, Bystanders, help_seconds, idle_share, peak_memory_mb, run_workload, warm_up
 from peers import Engine, llama_engines, quire
 from rich.console import Console
 from rich.table import Table
@@ -34,6 +34,7 @@ from quire.weights.sources import resolve
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 IDLE_SECONDS = 20.0
+NOISE_CORES = 0.1
 # Bars on Quire alone: (label, key, limit).
 LIMITS = (
     ("start to ready, s", "ready_s", 4.0),
@@ -41,7 +42,7 @@ LIMITS = (
     ("idle, share of a core", "idle_cores", 0.01),
     ("quire --help, s", "help_s", 0.3),
 )
-console = Console()
+console = Console(width=max(120, Console().width))
 
 
 def main() -> int:
@@ -115,9 +116,13 @@ async def run_engine(engine: Engine, workloads: Sequence[str], idle_seconds: flo
         figures: dict[str, Any] = {"ready_s": server.ready_seconds}
         model = await server.client.first_model()
         await warm_up(server, model)
+        others = Bystanders(server.pid)
         for name in workloads:
             figures[name] = await run_workload(server, model, name)
             console.print(f"  {MEASURES[name].label}: {figures[name]['value']:.2f}")
+        figures["other_cores"] = others.cores()
+        if figures["other_cores"] > NOISE_CORES:
+            console.print(f"  other processes used {figures['other_cores']:.2f} cores: not quiet", style="yellow")
         figures["peak_mb"] = peak_memory_mb(server.pid)
         if idle_seconds:
             figures["idle_cores"] = await idle_share(server.pid, idle_seconds)
@@ -130,7 +135,7 @@ def medians(rounds: Sequence[dict[str, Any]], workloads: Sequence[str]) -> dict[
     for name in rounds[0]:
         runs = [r[name] for r in rounds]
         found[name] = {w: statistics.median(run[w]["value"] for run in runs) for w in workloads}
-        for key in ("ready_s", "peak_mb", "idle_cores"):
+        for key in ("ready_s", "peak_mb", "idle_cores", "other_cores"):
             values = [run[key] for run in runs if key in run]
             if values:
                 found[name][key] = statistics.median(values)

@@ -96,6 +96,20 @@ async def idle_share(pid: int, seconds: float) -> float:
     return (_cpu_seconds(pid) - before) / (time.perf_counter() - start)
 
 
+class Bystanders:
+    """How busy everybody else keeps the machine: between start and ``cores()``, without our tree and this process."""
+
+    def __init__(self, pid: int) -> None:
+        self._pid = pid
+        self._start = time.perf_counter()
+        self._machine, self._own = _machine_seconds(), _cpu_seconds(pid) + time.process_time()
+
+    def cores(self) -> float:
+        machine = _machine_seconds() - self._machine
+        own = _cpu_seconds(self._pid) + time.process_time() - self._own
+        return max(0.0, machine - own) / (time.perf_counter() - self._start)
+
+
 def help_seconds() -> float:
     """The median time of ``quire --help``."""
     command = [str(Path(sys.executable).with_name("quire")), "--help"]
@@ -109,6 +123,11 @@ def help_seconds() -> float:
 
 def _cpu_seconds(pid: int) -> float:
     return float(sum(t.user + t.system for t in (p.cpu_times() for p in tree(pid))))
+
+
+def _machine_seconds() -> float:
+    times = psutil.cpu_times()
+    return float(sum(times) - times.idle - times.iowait)
 
 
 def _peak_bytes(pid: int) -> int:

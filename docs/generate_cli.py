@@ -29,8 +29,8 @@ refused, naming the nearest. `quire --version` prints the version.
 """
 FOREIGN_HEAD = """## Options of vLLM
 
-These flags of vLLM are known to `serve`, `generate`, `plan` and `bench`. A value in the second column is accepted with
-a note; any other ends in a sentence with the reason.
+These flags of vLLM are known to `serve`, `generate`, `plan` and `bench`. A value in the second column is accepted; any
+other ends in a sentence with the reason.
 
 | flag | accepted | reason |
 |---|---|---|

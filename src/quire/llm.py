@@ -30,7 +30,7 @@ class LLM:
     """A model and its engine in this process.
 
     ``options`` are those of ``EngineConfig`` (also under vLLM's names), e.g. ``dtype``, ``max_model_len``,
-    ``skip_tokenizer_init``. Raises ``TypeError`` for an unknown one, ``WeightsError`` or ``MemoryTooSmall`` when the
+    ``skip_tokenizer_init``. Raises ``ConfigError`` for an unknown one, ``WeightsError`` or ``MemoryTooSmall`` when the
     model can't be loaded.
 
     >>> llm = LLM()

@@ -127,7 +127,7 @@ FLOAT_RANGES: dict[str, tuple[float, float, bool]] = {
     "min_p": (0.0, 1.0, False),
     "presence_penalty": (-2.0, 2.0, False),
     "frequency_penalty": (-2.0, 2.0, False),
-    "repetition_penalty": (0.0, 100.0, True),
+    "repetition_penalty": (0.01, 100.0, False),  # less would overflow the logits
 }
 _INT_MAX = 2**31 - 1
 INT_RANGES: dict[str, tuple[int, int, bool]] = {

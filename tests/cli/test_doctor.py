@@ -16,7 +16,9 @@ from quire.config.client import ReportConfig
 def test_json_report_lists_every_topic(capsys: pytest.CaptureFixture[str]) -> None:
     run(ReportConfig(json=True))
     found = json.loads(capsys.readouterr().out)
-    assert {"python", "packages", "torch", "cpu", "kernels", "compiler", "memory", "model"} <= {f["topic"] for f in found}
+    assert {"python", "packages", "torch", "cpu", "kernels", "compiler", "memory", "model"} <= {
+        f["topic"] for f in found
+    }
     assert all(f["cure"] for f in found if f["level"] == "fault")
 
 

@@ -6,7 +6,7 @@ import pytest
 from harness import FULL, alone, check, check_empty, collect, make_core, request, run
 
 from quire.engine.admission import QueueBound
-from quire.engine.pace import FIRST_CHUNK, MAX_STEP_S, MIN_CHUNK, Pace
+from quire.engine.pace import FIRST_CHUNK, MAX_STEP_S, MIN_CHUNK, TARGET_S, Pace
 from quire.engine.plan import KVGroup
 
 
@@ -169,6 +169,15 @@ def test_chunks_keep_steps_to_the_target_while_others_decode() -> None:
     machine.step(8, 10_000)
     assert machine.step(8, 10_000) == pytest.approx(0.1, rel=0.15)
     assert machine.step(0, 10_000) == pytest.approx(MAX_STEP_S, rel=0.15)
+
+
+@pytest.mark.parametrize(("decode_s", "expected"), [(0.01, TARGET_S), (0.3, 1.2), (0.9, MAX_STEP_S)])
+def test_without_a_target_others_still_go_on(decode_s: float, expected: float) -> None:
+    machine = Machine(decode_s, 0.001, target_s=None)
+    for _ in range(3):
+        machine.step(8, 0)
+    machine.step(8, 10_000)
+    assert machine.step(8, 10_000) == pytest.approx(expected, rel=0.1)
 
 
 def test_no_step_is_so_long_that_it_looks_like_a_stall() -> None:

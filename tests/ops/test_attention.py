@@ -36,7 +36,8 @@ class Case:
         for s, (length, _) in enumerate(self.sequences):
             ids = [order.pop() for _ in range(needed[s])]
             table[s, : len(ids)] = torch.tensor(ids, dtype=torch.int32)
-            slots = torch.tensor([ids[p // self.page_size] * self.page_size + p % self.page_size for p in range(length)])
+            size, at = self.page_size, torch.arange(length)
+            slots = torch.tensor(ids)[at // size] * size + at % size
             keys.append(torch.randn(length, self.kv_heads, self.head_dim))
             values.append(torch.randn(length, self.kv_heads, self.head_dim))
             fill(ops, pages, keys[-1], values[-1], slots)
@@ -44,7 +45,8 @@ class Case:
         lengths = torch.tensor([length for length, _ in self.sequences], dtype=torch.int32)
         start = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
         positions = torch.cat([torch.arange(length - count, length) for length, count in self.sequences]).int()
-        step = AttentionStep(positions, torch.zeros(len(positions), dtype=torch.int64), start, lengths, table, self.page_size)
+        unused = torch.zeros(len(positions), dtype=torch.int64)
+        step = AttentionStep(positions, unused, start, lengths, table, self.page_size)
         return pages, step, keys, values, torch.randn(sum(counts), self.heads * self.head_dim)
 
 
@@ -179,7 +181,9 @@ def turned(x: torch.Tensor, positions: torch.Tensor, rotary_dim: int, interleave
     angle = positions.double()[:, None] * frequencies(half)[None]
     turn = torch.polar(torch.ones_like(angle), angle)[:, None]
     out = x.double().clone()
-    a, b = (slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)) if interleaved else (slice(0, half), slice(half, rotary_dim))
+    a, b = slice(0, half), slice(half, rotary_dim)
+    if interleaved:
+        a, b = slice(0, rotary_dim, 2), slice(1, rotary_dim, 2)
     z = torch.complex(out[..., a], out[..., b]) * turn
     out[..., a], out[..., b] = z.real, z.imag
     return out
@@ -230,7 +234,8 @@ def test_norm_rope_store(
 def test_half_conversion_is_exact(ops: Ops) -> None:
     """Storing in half precision rounds as torch does, subnormals and overflow included."""
     values = torch.cat((torch.randn(200), torch.randn(200) * 1e-5, torch.randn(100) * 1e-7, torch.randn(100) * 1e5))
-    values = torch.cat((values, torch.tensor([0.0, -0.0, 65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 6.1e-5]))).view(-1, 1, 8)
+    special = torch.tensor([0.0, -0.0, 65504.0, 65519.9, 65520.0, 6e-8, 2.9e-8, 6.1e-5])
+    values = torch.cat((values, special)).view(-1, 1, 8)
     slots = torch.arange(len(values))
     for dtype in (torch.float16, torch.bfloat16):
         pages = ops.new_pages(16, 16, 1, 8, dtype)

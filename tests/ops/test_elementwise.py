@@ -61,12 +61,14 @@ def test_activations_at_the_ends(ops: Ops) -> None:
     x = torch.tensor([nan, inf, -1000.0, 1000.0, 0.0, -90.0, 90.0, 3.0])
     for activation in ("silu", "gelu", "gelu_tanh", "relu"):
         got = ops.gate_up_act(torch.cat((x, torch.ones(8)))[None], activation)[0]
-        assert got[0].isnan() and got[1] == inf and got[3] == 1000 and got[4] == 0
-        assert abs(got[2]) < 1e-30 and abs(got[5]) < 1e-30 and got[6] == 90
+        assert got[0].isnan()
+        assert got[[1, 3, 4, 6]].tolist() == [inf, 1000.0, 0.0, 90.0]
+        assert got[[2, 5]].abs().max() < 1e-30
 
 
 def test_norm_of_a_broken_row(ops: Ops) -> None:
     x = torch.randn(5, 64)
     x[2, 3] = float("nan")
     got, _ = ops.rms_norm(x, torch.ones(64), 1e-6)
-    assert got[2].isnan().all() and got[[0, 1, 3, 4]].isfinite().all()
+    assert got[2].isnan().all()
+    assert got[[0, 1, 3, 4]].isfinite().all()

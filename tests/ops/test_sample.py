@@ -9,19 +9,18 @@ import torch
 from quire.ops.backend import Ops, SampleStep
 from quire.ops.reference import ReferenceOps
 
+DEFAULTS = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0, "seed": 7}
+INTEGERS = {"top_k": torch.int32, "seed": torch.int64, "position": torch.int64}
+
 
 def step(rows: int, **given: float | torch.Tensor) -> SampleStep:
-    def column(name: str, default: float, dtype: torch.dtype) -> torch.Tensor:
-        value = given.get(name, default)
-        return value.to(dtype) if isinstance(value, torch.Tensor) else torch.full((rows,), value, dtype=dtype)
-
+    """Parameters of ``rows`` rows from numbers or tensors; positions count up unless given."""
+    columns = {"position": torch.arange(rows), **DEFAULTS, **given}
     return SampleStep(
-        column("temperature", 1.0, torch.float32),
-        column("top_k", 0, torch.int32),
-        column("top_p", 1.0, torch.float32),
-        column("min_p", 0.0, torch.float32),
-        column("seed", 7, torch.int64),
-        given["position"].to(torch.int64) if isinstance(given.get("position"), torch.Tensor) else torch.arange(rows),
+        **{
+            name: torch.as_tensor(v).to(INTEGERS.get(name, torch.float32)).repeat(rows)[:rows]
+            for name, v in columns.items()
+        }
     )
 
 

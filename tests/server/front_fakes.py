@@ -90,6 +90,7 @@ class FakeEngine:
         self.stats = EngineStats(total_pages=100, free_pages=100, last_step_time=time.time())
         self.running: dict[str, bool] = {}
         self.aborted: list[str] = []
+        self.seen: list[EngineRequest] = []
         self.dead: str | None = None
         self.fail_after: int | None = None
         self.fail_with: Exception | None = None
@@ -98,6 +99,7 @@ class FakeEngine:
         if self.fail_with is not None:
             raise self.fail_with
         self.running[request.request_id] = True
+        self.seen.append(request)
         return FakeStream(self, request)
 
     @property

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import itertools
 import sys
 from collections.abc import Sequence
 
@@ -55,7 +56,7 @@ def deltas(token_ids: list[int], cuts: list[int], finish: str) -> list[TokenDelt
     bounds = sorted({0, len(token_ids), *(c for c in cuts if c <= len(token_ids))})
     out = [
         TokenDelta("r", token_ids[a:b], logprobs=[TokenLogprobs([i], [-i - 0.5], [1]) for i in token_ids[a:b]])
-        for a, b in zip(bounds, bounds[1:], strict=False)
+        for a, b in itertools.pairwise(bounds)
     ] or [TokenDelta("r", [])]
     out[-1].finish_reason = finish  # type: ignore[assignment]
     return out
@@ -159,7 +160,8 @@ def test_without_detokenising_there_are_only_ids() -> None:
 def test_collector_gives_what_the_python_api_returns() -> None:
     collector = CompletionCollector(3, SamplingParams(logprobs=1), Utf8Stream(), TokenNames(Names()))
     collector.feed(TokenDelta("r", [0], logprobs=[TokenLogprobs([0, 2], [-1.0, -0.5], [2, 1])]))
-    collector.feed(TokenDelta("r", [6], logprobs=[TokenLogprobs([6, 6], [-0.25, -0.25], [1, 1])], finish_reason="length"))
+    last = [TokenLogprobs([6, 6], [-0.25, -0.25], [1, 1])]
+    collector.feed(TokenDelta("r", [6], logprobs=last, finish_reason="length"))
     result = collector.result()
     assert (result.index, result.text, result.token_ids) == (3, "a\ufffd", [0, 6])
     assert result.finished()

@@ -11,8 +11,8 @@ CODES = {
     "i64": 11, "f64": 12,
 }  # fmt: skip
 _PACK = {
-    "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?", "u64": "Q", "i64": "q",
-    "f64": "d",
+    "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f", "bool": "?", "u64": "Q",
+    "i64": "q", "f64": "d",
 }  # fmt: skip
 
 
@@ -72,7 +72,9 @@ def f32(count: int, start: float = 0.0) -> bytes:
 TOKENS = ["<s>", "</s>", *"abcdefgh", "Ġ", "ab", "cd", "abcd"]
 
 
-def tiny_llama(hidden: int = 8, heads: int = 4, kv_heads: int = 2, layers: int = 1, vocab: int = len(TOKENS)) -> Builder:
+def tiny_llama(
+    hidden: int = 8, heads: int = 4, kv_heads: int = 2, layers: int = 1, vocab: int = len(TOKENS)
+) -> Builder:
     """A whole llama model in float32, all values different."""
     head_dim, inner = hidden // heads, 2 * hidden
     pairs: list[tuple[str, str, Any]] = [

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gguf_builder import Builder, Tensor, f32, tiny_llama
 
 from quire.text.tokenizer import load_tokenizer
 from quire.weights.checkpoint import open_checkpoint
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
+from tests.weights.gguf_builder import Builder, Tensor, f32, tiny_llama
 
 HUGE = 2**60
 
@@ -190,7 +190,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
     read_all(write(tmp_path, data))
     rng = random.Random(0)
     refused = 0
-    for _ in range(3000):
+    for _ in range(1200):
         mutated = bytearray(data)
         for _ in range(rng.choice((1, 1, 1, 2, 8))):
             at = rng.randrange(header)
@@ -201,14 +201,16 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
                     mutated[at] ^= 1 << rng.randrange(8)
                 case 2:
                     at = min(at, len(mutated) - 8)
-                    mutated[at : at + 8] = struct.pack("<Q", rng.choice((0, 1, 2**31, 2**32, HUGE, 2**64 - 1, len(data))))
+                    mutated[at : at + 8] = struct.pack(
+                        "<Q", rng.choice((0, 1, 2**31, 2**32, HUGE, 2**64 - 1, len(data)))
+                    )
                 case 3:
                     del mutated[at : at + rng.randrange(1, 9)]
         try:
             read_all(write(tmp_path, bytes(mutated)))
         except CheckpointError:
             refused += 1
-    assert refused > 1000
+    assert refused > 400
 
 
 def test_reading_is_a_view_of_the_file(tmp_path: Path) -> None:

@@ -33,7 +33,8 @@ _LATENCIES = {
 def show(figures: Mapping[str, Any], title: str) -> None:
     """Print figures as ``summarise`` makes them."""
     console = Console()
-    table = Table("figure", "value", title=title)
+    console.print(title, style="bold", markup=False)
+    table = Table("figure", "value")
     for key, label in _RATES.items():
         if key in figures:
             value = figures[key]

@@ -11,17 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from quire.bench.display import plot, show
 from quire.bench.figures import save, summarise
 from quire.bench.load import Load, Timing, send_all
-from quire.bench.workloads import WORKLOADS, Request, requests_of
+from quire.bench.workloads import WORKLOADS, requests_of
 from quire.client import ApiClient
 from quire.config.bench import LoadConfig, WorkloadConfig
 
 
 def run(load: LoadConfig, work: WorkloadConfig) -> int:
-    requests = requests_of(work)
     named = WORKLOADS.get(work.workload)
     concurrency = load.max_concurrency or (named.concurrency if named and not load.request_rate else 0)
     rates: Sequence[float | None] = load.request_rate or (None,)
-    timings = asyncio.run(_run_rates(load, requests, concurrency, rates))
+    timings = asyncio.run(_run_rates(load, work, concurrency, rates))
     runs = {}
     for rate, (each, wall) in timings.items():
         name = f"{work.workload}, " + (f"{rate:g} requests/s" if rate else f"concurrency {concurrency or 'all'}")
@@ -35,14 +34,15 @@ def run(load: LoadConfig, work: WorkloadConfig) -> int:
 
 
 async def _run_rates(
-    config: LoadConfig, requests: Sequence[Request], concurrency: int, rates: Sequence[float | None]
+    config: LoadConfig, work: WorkloadConfig, concurrency: int, rates: Sequence[float | None]
 ) -> dict[float | None, tuple[list[Timing], float]]:
     client = ApiClient(config.base_url, config.api_key)
     model = config.model or await client.first_model()
     results = {}
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns) as progress:
-        for rate in rates:
+        for number, rate in enumerate(rates):
+            requests = requests_of(work, number)
             task = progress.add_task(f"{rate:g} requests/s" if rate else "requests", total=len(requests))
             load = Load(concurrency, rate, text_prompts=config.text_prompts)
             results[rate] = await send_all(client, model, requests, load, partial(_advance, progress, task))

@@ -98,9 +98,10 @@ WORKLOADS: dict[str, Workload] = {
 }
 
 
-def requests_of(work: WorkloadConfig) -> list[Request]:
-    """The requests that the options ask for."""
+def requests_of(work: WorkloadConfig, run: int = 0) -> list[Request]:
+    """The requests that the options ask for; other prompts for each ``run``, so that none is cached from the last."""
+    seed = work.workload_seed + run
     if work.workload == "random":
         count = work.num_prompts or _RANDOM_COUNT
-        return random_workload(count, work.input_len, work.output_len, work.workload_seed)
-    return make_workload(work.workload, work.workload_seed)[: work.num_prompts]
+        return random_workload(count, work.input_len, work.output_len, seed)
+    return make_workload(work.workload, seed)[: work.num_prompts]

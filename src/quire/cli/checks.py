@@ -43,8 +43,11 @@ def python() -> Iterator[Finding]:
 
 def packages() -> Iterator[Finding]:
     """Every direct dependency is there, in its range."""
-    from packaging.requirements import Requirement
-
+    try:
+        from packaging.requirements import Requirement
+    except ImportError:
+        yield Finding("packages", "note", "the ranges of packages can't be checked", "pip install packaging")
+        return
     good = 0
     for line in metadata.requires("quire-llm") or []:
         need = Requirement(line)

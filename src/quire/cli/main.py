@@ -58,9 +58,9 @@ def read_options(command: Command, argv: Sequence[str]) -> list[Any]:
 
     parser = make_parser(command)
     given, foreign = parser.parse(argv)
-    notes = [judge(option, value) for option, value in foreign]
-    configs, more = from_sources(command.option_classes(), given, os.environ, given.pop("config", None))
-    for note in notes + more:
+    config_file = given.pop("config", None)
+    configs, notes = from_sources(command.option_classes(), given, os.environ, config_file)
+    for note in filter(None, (*notes, *(judge(option, value) for option, value in foreign))):
         print(f"quire {command.name}: note: {note}", file=sys.stderr)
     return configs
 

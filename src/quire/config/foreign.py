@@ -1,6 +1,7 @@
 """Options of vLLM's that Quire has no use for, or not yet: what to tell those who bring them along.
 
-A harmless value is accepted with a note; any other is refused with a sentence that names the cure.
+A value that asks for what is so anyway is accepted, one that has no effect with a note. Any other is refused with a
+sentence that gives the reason.
 """
 
 from __future__ import annotations
@@ -99,11 +100,18 @@ FOREIGN: tuple[Foreign, ...] = (
 )
 
 
-def judge(foreign: Foreign, value: Any) -> str:
-    """The note for a harmless ``value``; raises ``ConfigError`` for any other."""
-    flag = foreign.flags[0]
+def judge(foreign: Foreign, value: Any) -> str | None:
+    """A note that ``value`` has no effect, or ``None`` where it asks for what is so anyway.
+
+    Raises ``ConfigError`` for a value that isn't harmless.
+    """
+    flag, switch = foreign.flags[0], foreign.takes == "none"
     text = str(value).lower() if value is not None else "none"
-    if "*" in foreign.harmless or text in foreign.harmless or (value is None and foreign.takes != "none"):
-        return f"{flag} has no effect: {foreign.why}."
-    cure = f" (accepted: {', '.join(foreign.harmless)})" if foreign.harmless and foreign.takes != "none" else ""
+    asks_nothing = value is None or (switch and text == "false")
+    if "*" in foreign.harmless or text in foreign.harmless:
+        noted = switch or "*" in foreign.harmless
+        return f"{flag} has no effect: {foreign.why}." if noted and not asks_nothing else None
+    if value is None and not switch:
+        return None
+    cure = f" (accepted: {', '.join(foreign.harmless)})" if foreign.harmless and not switch else ""
     raise ConfigError(foreign.names[0], f"{flag} is not available: {foreign.why}{cure}.")

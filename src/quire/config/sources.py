@@ -91,7 +91,8 @@ def _named_values(classes: Sequence[type], named: Mapping[str, Any], shown: Any)
                 raise ConfigError(by_name[name], f"{shown(key)} is given twice (as {by_name[name]} too).")
             values[by_name[name]] = value
         elif name in foreign:
-            notes.append(judge(foreign[name], value))
+            note = judge(foreign[name], value)
+            notes += [note] if note else []
         else:
             raise ConfigError(name, f"{shown(key)} is no option.{suggestion(name, by_name)}")
     return values, notes

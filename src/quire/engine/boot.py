@@ -23,6 +23,7 @@ class Boot(msgspec.Struct):
     inbox: str  # ZeroMQ address that brings ClientMessages
     outbox: str  # ... and one that takes EngineMessages
     parent: int
+    spawned: float  # time.time()
     log_level: str = "info"
 
 

@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Link:
             socket.linger = 0
         self._to_engine.bind(inbox)
         self._from_engine.bind(outbox)
-        self._boot = Boot(config, runner, inbox, outbox, os.getpid(), log_level)
+        self._boot = Boot(config, runner, inbox, outbox, os.getpid(), time.time(), log_level)
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(FromEngine)
         self._process: asyncio.subprocess.Process | None = None

@@ -12,6 +12,7 @@ import logging
 import os
 import signal
 import sys
+import time
 import traceback
 from typing import NoReturn
 
@@ -42,7 +43,7 @@ def main() -> None:
     try:
         runner = runner_factory(boot.runner)(boot.config, lambda phase: line.send(Progress(phase)))
         service = EngineService(runner, boot.config)
-        line.send(service.ready)
+        line.send(msgspec.structs.replace(service.ready, phases=_ledger(boot, runner.phases)))
         gc.collect()
         gc.freeze()  # the model's objects live for ever: never look at them again
         line.serve(service)
@@ -108,6 +109,11 @@ class Line:
 
     def close(self) -> None:
         self._context.destroy(linger=_LINGER_MS)
+
+
+def _ledger(boot: Boot, phases: dict[str, float]) -> dict[str, float]:
+    """The runner's phases after what went before them, so that all sum to the time since the process was spawned."""
+    return {"starting the engine": max(time.time() - boot.spawned - sum(phases.values()), 0.0), **phases}
 
 
 def _die_with_parent(parent: int) -> None:

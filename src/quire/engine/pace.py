@@ -5,6 +5,8 @@ from __future__ import annotations
 MIN_CHUNK = 16  # tokens; smaller chunks cost a step's overhead for nothing
 FIRST_CHUNK = 256  # tokens, until a rate is known
 MAX_STEP_S = 2.0  # a longer step could not be told from a stall
+TARGET_S = 0.25  # of a step beside which others decode, unless --max-step-ms says otherwise ...
+TARGET_DECODES = 4  # ... or, where decoding itself is slow, this many times a decode step
 _DECAY = 0.8
 
 
@@ -12,7 +14,7 @@ class Pace:
     """Costs of a step: a decode step's time, and the time each prompt token adds to it."""
 
     def __init__(self, target_s: float | None) -> None:
-        self._target_s = min(target_s or MAX_STEP_S, MAX_STEP_S)
+        self._target_s = target_s
         self._decode_s = 0.0
         self._time = 0.0
         self._tokens = 0.0
@@ -35,8 +37,13 @@ class Pace:
         """Prompt tokens to run beside ``decodes`` others."""
         if not self._tokens:
             return FIRST_CHUNK
-        target = self._target_s - self._decode_s if decodes else MAX_STEP_S
-        return max(int(target / max(self._cost(), 1e-9)), MIN_CHUNK)
+        seconds = self._target() - self._decode_s if decodes else MAX_STEP_S
+        return max(int(seconds / max(self._cost(), 1e-9)), MIN_CHUNK)
+
+    def _target(self) -> float:
+        """Seconds of a step in which others decode."""
+        target = self._target_s or max(TARGET_S, TARGET_DECODES * self._decode_s)
+        return min(target, MAX_STEP_S)
 
     def _cost(self) -> float:
         return self._time / self._tokens if self._tokens else 0.0

@@ -19,6 +19,7 @@ class Flight:
 
     def __init__(self, request: EngineRequest) -> None:
         self.request = request
+        self.request_id = request.request_id
         self.token_ids = list(request.output_token_ids)
         self.crashes = 0  # engines that died while this request ran
         self.over = False
@@ -89,7 +90,7 @@ def _close(flight: Flight, on_close: Callable[[str], None]) -> None:
     if not flight.over:
         flight.over = True
         flight.wake()
-        on_close(flight.request.request_id)
+        on_close(flight.request_id)
 
 
 class Streams:
@@ -152,7 +153,7 @@ class Streams:
 
     def end(self, flight: Flight, reason: FinishReason, error: str | None = None) -> None:
         """End a stream with a delta that the engine did not send."""
-        self.deliver([TokenDelta(flight.request.request_id, finish_reason=reason, error=error)])
+        self.deliver([TokenDelta(flight.request_id, finish_reason=reason, error=error)])
 
     def end_all(self, reason: FinishReason, error: str | None = None) -> None:
         for flight in self:
@@ -168,5 +169,5 @@ class Streams:
         flight.over = True
         if not flight.token_ids:
             self._unstarted_tokens -= len(flight.request.prompt_token_ids)
-        del self._flights[flight.request.request_id]
+        del self._flights[flight.request_id]
         self._bound.finished()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -119,6 +119,25 @@ class Quarantine:
                 self._send(self._on_trial.request)
 
 
+_COUNTERS = (
+    "steps",
+    "prompt_tokens",
+    "computed_tokens",
+    "cached_tokens",
+    "generation_tokens",
+    "preemptions",
+    "rejected",
+)
+
+
+def added(before: EngineStats, now: EngineStats) -> EngineStats:
+    """``now`` with the counters of engines ``before`` it added."""
+    counters = {name: getattr(before, name) + getattr(now, name) for name in _COUNTERS}
+    finished = Counter(before.finished)
+    finished.update(now.finished)
+    return msgspec.structs.replace(now, **counters, finished=dict(finished))
+
+
 class Supervisor:
     """Keeps an engine's process alive and its requests going."""
 
@@ -132,7 +151,7 @@ class Supervisor:
     ) -> None:
         self.ready: asyncio.Future[EngineReady] = asyncio.get_running_loop().create_future()
         self.streams: Streams | None = None
-        self.stats = EngineStats()
+        self.stats = EngineStats()  # counters go on over restarts
         self.up = False
         self.dead: str | None = None
         self._config = config
@@ -145,6 +164,7 @@ class Supervisor:
         self._link: Link | None = None
         self._failure: str | None = None  # what the engine said before it ended
         self._closing = False
+        self._before = EngineStats()  # of the engines that ended
 
     @property
     def restarts(self) -> int:
@@ -204,6 +224,7 @@ class Supervisor:
             if watchdog is not None:
                 watchdog.cancel()
             self.up = False
+            self._before = self.stats = added(self.stats, EngineStats())
             link.close()
             self._link = None
         if self._closing:
@@ -254,7 +275,7 @@ class Supervisor:
                 self._advance()
             case EngineStats() if streams is not None:
                 streams.last_progress = time.monotonic()
-                self.stats = message
+                self.stats = added(self._before, message)
             case Rejected() if streams is not None:
                 streams.reject(message)
                 self._advance()

@@ -55,8 +55,11 @@ class SampleStep:
 class Weight(Protocol):
     """A packed weight: opaque, but for its shape ``(N, K)`` and its bytes."""
 
-    shape: tuple[int, int]
-    nbytes: int
+    @property
+    def shape(self) -> tuple[int, int]: ...
+
+    @property
+    def nbytes(self) -> int: ...
 
 
 class Ops(Protocol):

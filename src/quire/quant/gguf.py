@@ -28,7 +28,7 @@ _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
 def unpack(tensor: RawTensor) -> Layout:
-    """The layout of a matrix ``[N, K]``. Raises ``CheckpointError`` for types without one and scales that are no numbers."""
+    """The layout of a matrix ``[N, K]``. Raises ``CheckpointError`` for a type without one, or non-finite scales."""
     if len(tensor.shape) != 2:
         raise CheckpointError(f"A weight has the shape {list(tensor.shape)} where a matrix is needed.")
     if tensor.type in _DENSE:
@@ -57,8 +57,9 @@ def dequantize(tensor: RawTensor) -> torch.Tensor:
 
 
 def _plain(tensor: RawTensor) -> torch.Tensor:
-    # A copy: the mapped file is read-only.
-    return torch.from_numpy(tensor.data.copy()).view(_DENSE[tensor.type]).view(tensor.shape)
+    # A copy: the mapped file is read-only. Integers of the same width: numpy has no bfloat16.
+    integers = tensor.data.copy().view("<i4" if tensor.type == "F32" else "<i2")
+    return torch.from_numpy(integers).view(_DENSE[tensor.type]).view(tensor.shape)
 
 
 def _integers(form: _Form, blocks: Bytes, values: int) -> Integers:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from quire.config.engine import EngineConfig
+from quire.config.options import ConfigError
 from quire.config.server import ServerConfig
 from quire.engine.errors import EngineDead
 from quire.server import sockets
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("quire.server")
 _TICK = 0.05
+_HEAD_START_SECONDS = 1.0
+_SPAWN_SECONDS = 0.02  # for the engine's process to be on its way
 _LAST_WORDS_SECONDS = 2.0  # for error events to reach their clients
 _STATS_SECONDS = 10.0
 T = TypeVar("T")
@@ -41,9 +44,10 @@ def run_server(engine: EngineConfig, server: ServerConfig) -> int:
     ledger = Ledger(process_age())
     sockets.check_exposure(server)
     sockets.check_tls(server)
+    template = read_template(server.chat_template)
     configure_logging(server.log_level)
     sock = sockets.bind(server)
-    lifecycle = Lifecycle(engine, server, sock, ledger)
+    lifecycle = Lifecycle(engine, server, template, sock, ledger)
     try:
         import uvloop
     except ImportError:
@@ -60,13 +64,18 @@ def configure_logging(level: str) -> None:
 class Lifecycle:
     """One server, from its bound socket to its end."""
 
-    def __init__(self, engine: EngineConfig, server: ServerConfig, sock: socket.socket, ledger: Ledger) -> None:
+    def __init__(
+        self, engine: EngineConfig, server: ServerConfig, template: str | None, sock: socket.socket, ledger: Ledger
+    ) -> None:
+        """``template``: the text of a chat template to use instead of the model's."""
         self._engine_config = engine
+        self._template = template
         self._config = server
         self._sock = sock
         self._ledger = ledger
         self._stop = asyncio.Event()
         self._at_once = asyncio.Event()
+        self._engine_begun = asyncio.Event()
         self._phase = "starting"
         self._client: ProcessEngine | None = None
         self._front: HttpFront | None = None
@@ -103,13 +112,16 @@ class Lifecycle:
         path = asyncio.create_task(in_thread(self._locate))
         engine = asyncio.create_task(self._start_engine(path))
         text = asyncio.create_task(self._open_text(path))
+        begun = asyncio.create_task(self._engine_begun.wait())
         try:
+            # Importing the front takes this process a while: the engine's should be on its way by then.
+            await asyncio.wait((begun, engine), timeout=_HEAD_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             front = self._front = await in_thread(self._make_front)
             front.service.phase = self._phase
             front.listen(self._sock)
             (client, ready), text_front = await asyncio.gather(engine, text)
         finally:
-            await _cancelled(path, engine, text)
+            await _cancelled(path, engine, text, begun)
         phases = self._ledger.close(ready.phases)
         front.service.open(client, text_front, ready, phases)
         logger.info("Start-up: %s.", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items()))
@@ -119,8 +131,9 @@ class Lifecycle:
         return front
 
     def _enter(self, phase: str) -> None:
+        """Note a phase of the start; an engine that is restarted later goes through its phases unnoticed."""
         self._phase = f"starting ({phase})"
-        if self._front is not None:
+        if self._front is not None and not self._front.service.opened:
             self._front.service.phase = self._phase
 
     def _locate(self) -> Path:
@@ -140,15 +153,25 @@ class Lifecycle:
 
         config = dataclasses.replace(self._engine_config, model=str(await path))
         client = self._client = ProcessEngine(config, log_level=self._config.log_level)
-        return client, await client.start(self._enter)
+        self._ledger.engine_begins()
+        starting = asyncio.create_task(client.start(self._enter))
+        try:
+            await asyncio.sleep(_SPAWN_SECONDS)
+            self._engine_begun.set()
+            return client, await asyncio.shield(starting)
+        finally:
+            if not starting.done():
+                await client.shutdown()  # which ends the start in its own way
+            await _cancelled(starting)
 
     async def _open_text(self, path: asyncio.Task[Path]) -> TextFront:
         found = await path
+        await self._engine_begun.wait()
 
         def work() -> TextFront:
             from quire.text.front import open_front
 
-            return open_front(self._engine_config, found, read_template(self._config.chat_template))
+            return open_front(self._engine_config, found, self._template)
 
         return await in_thread(work)
 
@@ -196,13 +219,13 @@ def _generated(front: HttpFront) -> int:
 
 
 def read_template(file: str | None) -> str | None:
-    """The chat template given by ``--chat-template``. Raises ``WeightsError``."""
+    """The text given by ``--chat-template``. Raises ``ConfigError``."""
     if file is None:
         return None
     try:
         return Path(file).read_text("utf-8")
     except (OSError, UnicodeDecodeError):
-        raise WeightsError(f"--chat-template: {file} can't be read as text.") from None
+        raise ConfigError("chat_template", f"--chat-template: {file} can't be read as text.") from None
 
 
 async def in_thread(work: Callable[[], T]) -> T:

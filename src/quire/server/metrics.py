@@ -108,7 +108,7 @@ class Metrics:
         """What the engine counts, read when scraped."""
         values = list(self._labels.values())
         if (stats := self._stats()) is not None:
-            for name, value in _gauges(stats).items():
+            for name, value in _gauges(stats, self.ready).items():
                 gauge = GaugeMetricFamily(name, "See docs: metrics.", labels=_LABELS)
                 gauge.add_metric(values, value)
                 yield gauge
@@ -138,13 +138,14 @@ class Metrics:
         self._histograms[name].observe(max(0.0, value))
 
 
-def _gauges(s: EngineStats) -> dict[str, float]:
+def _gauges(s: EngineStats, ready: EngineReady | None) -> dict[str, float]:
+    pages = ready.num_pages if ready is not None else s.total_pages
     return {
         "vllm:num_requests_running": s.running,
         "vllm:num_requests_waiting": s.waiting,
         "vllm:kv_cache_usage_perc": s.kv_cache_usage,
-        "quire:kv_pages_free": s.free_pages,
-        "quire:kv_pages_total": s.total_pages,
+        "quire:kv_pages_free": s.free_pages if s.total_pages else pages,  # an idle engine has told nothing yet
+        "quire:kv_pages_total": pages,
     }
 
 

@@ -89,6 +89,11 @@ class Service:
         self.phase = "ready"
 
     @property
+    def opened(self) -> bool:
+        """Whether it has ever been ready."""
+        return self._loaded is not None
+
+    @property
     def alive(self) -> bool:
         """Whether there is an engine that works, or will again."""
         return self._loaded is not None and self._loaded.engine.health.dead is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import socket
 import ssl
 import stat
@@ -9,7 +10,6 @@ from pathlib import Path
 
 from quire.config.options import ConfigError
 from quire.config.server import ServerConfig
-from quire.server.auth import is_loopback
 
 _BACKLOG = 2048
 
@@ -22,6 +22,16 @@ def check_exposure(config: ServerConfig) -> None:
         "host",
         f"{config.host} can be reached by other machines: set --api-key, or --insecure if a proxy guards the server.",
     )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens on ``host``."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def check_tls(config: ServerConfig) -> None:

@@ -14,14 +14,21 @@ class Ledger:
     def __init__(self, age: float) -> None:
         """``age``: seconds since the process began."""
         self._began = time.perf_counter() - age
-        self._before = age
+        self._launch: float | None = None
+
+    def engine_begins(self) -> None:
+        """The engine starts on its own phases."""
+        self._launch = self._now()
 
     def close(self, engine_phases: Mapping[str, float]) -> dict[str, float]:
-        """Seconds by phase; what lies between the parts that were measured is the last."""
-        total = time.perf_counter() - self._began
-        phases = {"launch": self._before, **engine_phases}
+        """Seconds by phase, the last being what lies between those that were measured."""
+        total = self._now()
+        phases = {"launch": self._launch or total, **engine_phases}
         phases["hand-over"] = max(0.0, total - sum(phases.values()))
         return phases
+
+    def _now(self) -> float:
+        return time.perf_counter() - self._began
 
 
 def process_age() -> float:

@@ -15,7 +15,6 @@ from quire.text.tokenizer import Tokenizer
 from quire.weights.errors import CheckpointError
 
 MAX_DETAIL = 300
-_OWN_VARIABLES = frozenset({"messages", "tools", "add_generation_prompt"})
 _REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 _CONTINUE_HERE = "continue here"
 
@@ -50,8 +49,6 @@ class ChatTemplate:
             raise TemplateError(
                 "continue_final_message needs add_generation_prompt to be false.", "continue_final_message"
             )
-        if reserved := _OWN_VARIABLES & variables.keys():
-            raise TemplateError(f"chat_template_kwargs must not set {min(reserved)}.", "chat_template_kwargs")
         template = self._choose(tools)
         marker = Marker(self._specials, (messages, tools, variables))
         try:
@@ -75,7 +72,9 @@ class ChatTemplate:
         template = named.get("tool_use") if tools is not None else None
         template = template or named.get("default")
         if template is None:
-            raise TemplateError(f"The model has only named chat templates ({', '.join(sorted(named))}); use --chat-template.")
+            raise TemplateError(
+                f"The model has only named chat templates ({', '.join(sorted(named))}); use --chat-template."
+            )
         return template
 
 
@@ -133,7 +132,9 @@ def _message(message: Any, marker: Marker, takes_parts: bool) -> dict[str, Any]:
 
 
 def _joined(parts: Sequence[Any]) -> str:
-    texts = [part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    texts = [
+        part if isinstance(part, str) else part.get("text") if isinstance(part, Mapping) else None for part in parts
+    ]
     if any(not isinstance(text, str) for text in texts):
         raise TemplateError("This model takes only text: content must be a text or a list of text parts.")
     return "\n".join(map(str, texts))
@@ -159,7 +160,7 @@ def _cut_at(text: str, tail: str) -> str:
 
 
 def _loops_over_content(tree: nodes.Template) -> bool:
-    """Whether the template reads content as a list of parts: it loops over ``message.content``, or what it is set to."""
+    """Whether the template reads content as a list of parts: it loops over ``message.content`` or a copy of it."""
     names = {"content"}
     for assign in tree.find_all(nodes.Assign):
         if isinstance(assign.target, nodes.Name) and _is_content(assign.node, names):

@@ -44,7 +44,9 @@ class TokenBytes:
         known = self._known.get(token_id)
         if known is None:
             token = self._tokenizer.id_to_token(token_id) if 0 <= token_id < 2**32 else None
-            known = self._known[token_id] = b"" if token is None else self._to_bytes(token)
+            if token is None:
+                return b""
+            known = self._known[token_id] = self._to_bytes(token)
         return known
 
     def decode(self, ids: Iterable[int]) -> str:

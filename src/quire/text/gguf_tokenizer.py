@@ -20,7 +20,7 @@ TEMPLATE = "tokenizer.chat_template"
 _NAMED = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
-class _Vocabulary:
+class Vocabulary:
     """The token lists of the file, checked to be of one length."""
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
@@ -64,11 +64,11 @@ def tokenizer_from_gguf(metadata: Mapping[str, Any]) -> tuple[Tokenizer, Tokeniz
     if build is None:
         known = ", ".join(sorted(_BUILDERS))
         raise CheckpointError(f"The GGUF file's tokenizer is of the kind {str(kind)[:40]!r}; Quire reads: {known}.")
-    vocabulary = _Vocabulary(metadata)
+    vocabulary = Vocabulary(metadata)
     return build(vocabulary), _facts(vocabulary)
 
 
-def _facts(vocabulary: _Vocabulary) -> TokenizerFacts:
+def _facts(vocabulary: Vocabulary) -> TokenizerFacts:
     pairs = ((f"{theirs}_token", vocabulary.token(ours)) for ours, theirs in _NAMED.items())
     named = {name: token[0] for name, token in pairs if token}
     templates = {}
@@ -77,10 +77,10 @@ def _facts(vocabulary: _Vocabulary) -> TokenizerFacts:
             if not isinstance(text := vocabulary.metadata[key], str):
                 raise CheckpointError(f"The GGUF file's tokenizer is corrupt: {key} is no text.")
             templates[key.removeprefix(TEMPLATE).removeprefix(".") or "default"] = text
-    return TokenizerFacts(named, templates, len(vocabulary.tokens))
+    return TokenizerFacts(len(vocabulary.tokens), max(map(len, vocabulary.tokens)), named, templates)
 
 
-def _byte_level(vocabulary: _Vocabulary) -> Tokenizer:
+def _byte_level(vocabulary: Vocabulary) -> Tokenizer:
     rule = _word_rule(vocabulary.metadata)
     merges = [tuple(line.split(" ")) for line in _strings(vocabulary.metadata, "tokenizer.ggml.merges")]
     if any(len(pair) != 2 for pair in merges):
@@ -102,10 +102,9 @@ def _word_rule(metadata: Mapping[str, Any]) -> WordRule:
     return rule
 
 
-def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
+def _sentencepiece(vocabulary: Vocabulary) -> Tokenizer:
     """SentencePiece BPE: spaces are part of the words, and merges follow from the tokens' scores."""
-    # llama.cpp's converter writes runs of spaces as such; in the model they are runs of the space sign.
-    tokens = [SPACE * len(t) if t and not t.strip(" ") else t for t in vocabulary.tokens]
+    tokens = piece_texts(vocabulary.tokens)
     unknown = vocabulary.token("unknown") or (tokens[0], 0)
     tokenizer = _tokenizer(
         vocabulary,
@@ -124,6 +123,11 @@ def _sentencepiece(vocabulary: _Vocabulary) -> Tokenizer:
     return tokenizer
 
 
+def piece_texts(tokens: list[str]) -> list[str]:
+    """llama.cpp's converter writes runs of spaces as such; in the model they are runs of the space sign."""
+    return [SPACE * len(t) if t and not t.strip(" ") else t for t in tokens]
+
+
 _BUILDERS = {"gpt2": _byte_level, "llama": _sentencepiece}
 
 
@@ -134,7 +138,7 @@ def _strings(metadata: Mapping[str, Any], key: str) -> list[str]:
     return value
 
 
-def _tokenizer(vocabulary: _Vocabulary, tokens: list[str], merges: Any, **options: Any) -> Tokenizer:
+def _tokenizer(vocabulary: Vocabulary, tokens: list[str], merges: Any, **options: Any) -> Tokenizer:
     types = vocabulary.types
     unused = set(np.flatnonzero(types == UNUSED).tolist())
     vocab = {token: i for i, token in enumerate(tokens) if i not in unused}
@@ -149,7 +153,7 @@ def _tokenizer(vocabulary: _Vocabulary, tokens: list[str], merges: Any, **option
     return tokenizer
 
 
-def _add_ends(tokenizer: Tokenizer, vocabulary: _Vocabulary, add_bos: bool) -> None:
+def _add_ends(tokenizer: Tokenizer, vocabulary: Vocabulary, add_bos: bool) -> None:
     bos = vocabulary.token("bos") if vocabulary.flag("add_bos_token", add_bos) else None
     eos = vocabulary.token("eos") if vocabulary.flag("add_eos_token", False) else None
     if bos or eos:

@@ -24,7 +24,8 @@ def tokenizer_from_directory(path: Path) -> tuple[Tokenizer, TokenizerFacts]:
     file = path / "tokenizer.json"
     if not file.is_file():
         raise CheckpointError(
-            f"{path.name} holds no tokenizer.json; write one with AutoTokenizer.from_pretrained(...).save_pretrained(...)."
+            f"{path.name} holds no tokenizer.json; write one with Transformers: AutoTokenizer.from_pretrained(...)"
+            ".save_pretrained(...)."
         )
     try:
         tokenizer = Tokenizer.from_file(str(file))
@@ -37,7 +38,9 @@ def tokenizer_from_directory(path: Path) -> tuple[Tokenizer, TokenizerFacts]:
     _add_missing(tokenizer, config.get("added_tokens_decoder"))
     tokenizer.add_special_tokens([text for text in named.values() if tokenizer.token_to_id(text) is not None])
     _rebuild_ends(tokenizer, config, named)
-    return tokenizer, TokenizerFacts(named, _templates(path, config))
+    vocabulary = tokenizer.get_vocab()
+    size, longest = max(vocabulary.values(), default=-1) + 1, max(map(len, vocabulary), default=1)
+    return tokenizer, TokenizerFacts(size, longest, named, _templates(path, config))
 
 
 def _named(config: Mapping[str, Any]) -> dict[str, str]:
@@ -58,7 +61,11 @@ def _add_missing(tokenizer: Tokenizer, added: Any) -> None:
         entry = added[index]
         text = entry.get("content") if isinstance(entry, dict) else None
         if isinstance(text, str) and text and tokenizer.token_to_id(text) is None:
-            flags = {k: v for k in ("lstrip", "rstrip", "single_word", "normalized", "special") if (v := entry.get(k)) is not None}
+            flags = {
+                k: v
+                for k in ("lstrip", "rstrip", "single_word", "normalized", "special")
+                if (v := entry.get(k)) is not None
+            }
             tokenizer.add_tokens([AddedToken(text, **{k: bool(v) for k, v in flags.items()})])
 
 
@@ -82,7 +89,9 @@ def _templates(path: Path, config: Mapping[str, Any]) -> dict[str, str]:
     if isinstance(found, str):
         templates["default"] = found
     elif isinstance(found, list):
-        templates = {t["name"]: t["template"] for t in found if isinstance(t, dict) and {"name", "template"} <= t.keys()}
+        templates = {
+            t["name"]: t["template"] for t in found if isinstance(t, dict) and {"name", "template"} <= t.keys()
+        }
     files = {"default": path / "chat_template.jinja"}
     files |= {file.stem: file for file in sorted((path / "additional_chat_templates").glob("*.jinja"))}
     return templates | {name: _read_text(file) for name, file in files.items() if file.is_file()}

@@ -31,7 +31,14 @@ TICKS_BETWEEN_CLOCK_READS = 64
 _PADDING_METHODS = ("center", "ljust", "rjust", "zfill", "expandtabs")
 _WIDE_PERCENT = re.compile(r"%[^%A-Za-z]*(\d{5}|\*)")
 _WIDE_BRACES = re.compile(r"\{[^{}]*:[^{}]*(\{|\d{5})")
-_UNUSED_FILTERS = ("batch", "center", "slice", "wordwrap", "urlize", "random")  # can grow without bound; none needs them
+_UNUSED_FILTERS = (
+    "batch",
+    "center",
+    "slice",
+    "wordwrap",
+    "urlize",
+    "random",
+)  # can grow without bound; none needs them
 
 
 class OverBudget(TemplateRuntimeError):
@@ -57,7 +64,7 @@ class Budget:
 
 
 def compile_template(source: str) -> Template:
-    """Raises ``jinja2.TemplateSyntaxError`` (or another ``TemplateError``, ``RecursionError``) for what is no template."""
+    """Raises ``jinja2.TemplateError`` or ``RecursionError`` for what is no template."""
     env = _environment()
     tree = env.parse(source)
     for loop in tree.find_all(nodes.For):
@@ -248,7 +255,7 @@ def _check_name(name: Any) -> None:
 class _Generation(Extension):
     """``{% generation %}`` marks the assistant's part for training; here its content is just rendered."""
 
-    tags = {"generation"}
+    tags = {"generation"}  # noqa: RUF012 (as Jinja declares it)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno

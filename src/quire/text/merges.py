@@ -72,11 +72,13 @@ class _SubstringHashes:
     def _powers(base: int, count: int) -> Hashes:
         factors = np.full(count, base, np.uint64)
         factors[:1] = 1
-        return np.cumprod(factors, dtype=np.uint64)
+        powers: Hashes = np.cumprod(factors, dtype=np.uint64)
+        return powers
 
     def of(self, start: npt.NDArray[Any], end: npt.NDArray[Any]) -> Hashes:
         """Hashes of the substrings from ``start`` up to ``end``."""
-        return (self._sums[end] - self._sums[start]) * self._inverse_powers[start]
+        hashes: Hashes = (self._sums[end] - self._sums[start]) * self._inverse_powers[start]
+        return hashes
 
 
 def _mixed(codes: Hashes) -> Hashes:

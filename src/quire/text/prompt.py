@@ -238,6 +238,6 @@ def _split(prompt: Prompt) -> tuple[str | None, list[int] | None]:
         if ids is None and not isinstance(text, str):
             raise ParameterError("prompt", "prompt must have a text under 'prompt' or a list under 'prompt_token_ids'.")
         return text, None if ids is None else list(ids)
-    if isinstance(prompt, Sequence):
+    if isinstance(prompt, (list, tuple)):
         return None, list(prompt)
     raise ParameterError("prompt", "prompt must be a text, a list of token ids, or a dict with one of them.")

@@ -38,7 +38,7 @@ class Rendered:
 
     def restore(self, marked: str) -> str:
         """``marked``, or a part of it, with the literals in their places."""
-        return marked.translate(str.maketrans(dict(self.literals))) if self.literals else marked
+        return marked.translate({ord(mark): literal for mark, literal in self.literals.items()})
 
 
 class Marker:

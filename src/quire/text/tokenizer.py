@@ -21,13 +21,15 @@ NORMAL_FORM_CHARS = 4  # characters that Unicode normalisation may join into one
 class TokenizerFacts:
     """What a model's files say beside the tokenizer proper.
 
-    ``named``: text of the ``bos_token``, ``eos_token``, ... as templates call them. ``templates``: chat templates by
+    ``vocab_size``: ids are below this (the logits may be wider). ``longest_token``: characters, as the vocabulary
+    spells it. ``named``: text of the ``bos_token``, ``eos_token``, ... as templates call them. ``templates``: chat templates by
     name; ``default`` is the usual one.
     """
 
+    vocab_size: int
+    longest_token: int
     named: Mapping[str, str] = field(default_factory=dict)
     templates: Mapping[str, str] = field(default_factory=dict)
-    vocab_size: int | None = None
 
 
 class Tokenizer:
@@ -42,15 +44,15 @@ class Tokenizer:
         self.special_ids = frozenset(i for i, token in added.items() if token.special)
         self._specials = {token.content: i for i, token in added.items() if token.special and token.content}
 
-    @cached_property
+    @property
     def vocab_size(self) -> int:
         """Ids are below this; the model's logits may be wider."""
-        return self.facts.vocab_size or max(self._library.get_vocab().values(), default=-1) + 1
+        return self.facts.vocab_size
 
-    @cached_property
+    @property
     def max_chars_per_token(self) -> int:
         """No token stands for more characters of text than this."""
-        return NORMAL_FORM_CHARS * max(map(len, self._library.get_vocab()), default=1)
+        return NORMAL_FORM_CHARS * self.facts.longest_token
 
     @property
     def bos_id(self) -> int | None:

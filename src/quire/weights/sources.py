@@ -37,7 +37,9 @@ def resolve(
     if (path := _local(model)) is not None:
         return path
     if not hub.is_hub_id(model) or model.startswith((".", "/", "~")):
-        raise SourceError(f"There is no model at {model[:200]!r}: it is no path on this machine, no hub id, no pypi:NAME.")
+        raise SourceError(
+            f"There is no model at {model[:200]!r}: it is no path on this machine, no hub id, no pypi:NAME."
+        )
     return hub.fetch(model, revision, download_dir, hf_token, offline)
 
 

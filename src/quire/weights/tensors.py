@@ -17,7 +17,7 @@ Bytes = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """``type`` is a key of ``tensor_types.TYPES``; ``shape`` is row-major (out, in); ``offset`` in bytes in its file."""
+    """``type``: a key of ``tensor_types.TYPES``; ``shape``: row-major (out, in); ``offset``: bytes into the file."""
 
     name: str
     type: str

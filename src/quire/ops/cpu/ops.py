@@ -30,8 +30,9 @@ class CpuOps:
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
         packed = _packed(weight)
         ids = _checked(ids, torch.int64)
-        out = torch.empty(len(ids), packed.shape[1])
-        _kernels.embed(self._engine, packed.handle, ids.data_ptr(), len(ids), multiplier, out.data_ptr())
+        count = ids.shape[0]
+        out = torch.empty(count, packed.shape[1])
+        _kernels.embed(self._engine, packed.handle, ids.data_ptr(), count, multiplier, out.data_ptr())
         return out
 
     def rms_norm(
@@ -47,9 +48,7 @@ class CpuOps:
         else:
             total = _checked(residual, torch.float32)
             address = total.data_ptr()
-        _kernels.rms_norm(
-            self._engine, x.data_ptr(), weight.data_ptr(), eps, address, rows, width, out.data_ptr()
-        )
+        _kernels.rms_norm(self._engine, x.data_ptr(), weight.data_ptr(), eps, address, rows, width, out.data_ptr())
         return out, total
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -68,9 +67,7 @@ class CpuOps:
         x = _checked(x, torch.float32)
         rows, double = x.shape
         out = torch.empty(rows, double // 2)
-        _kernels.gate_up_act(
-            self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr()
-        )
+        _kernels.gate_up_act(self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr())
         return out
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> CpuPages:
@@ -98,7 +95,7 @@ class CpuOps:
         _kernels.store(
             self._engine,
             _handle(pages, kv_heads, head_dim),
-            self._step(step, len(qkv)),
+            self._step(step, qkv.shape[0]),
             qkv.data_ptr(),
             heads,
             _address(q_norm),
@@ -109,7 +106,7 @@ class CpuOps:
             rotary_dim,
             int(interleaved),
         )
-        return qkv[:, : heads * head_dim]
+        return qkv.narrow(1, 0, heads * head_dim)
 
     def attention(
         self,
@@ -125,14 +122,14 @@ class CpuOps:
     ) -> torch.Tensor:
         if q.dtype is not torch.float32 or q.stride(1) != 1:
             q = q.float().contiguous()
-        rows = len(q)
+        rows, q_stride = q.shape[0], q.stride(0)
         out = torch.empty(rows, heads * head_dim)
         _kernels.attention(
             self._engine,
             _handle(pages, kv_heads, head_dim),
             self._step(step, rows),
             q.data_ptr(),
-            q.stride(0),
+            q_stride,
             out.data_ptr(),
             heads,
             scale,
@@ -215,9 +212,9 @@ def _handle(pages: Pages, kv_heads: int, head_dim: int) -> object:
 
 def _checked(x: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """``x`` as the kernels need it: contiguous and of one type."""
-    if x.dtype is not dtype:
-        x = x.to(dtype)
-    return x if x.is_contiguous() else x.contiguous()
+    if x.dtype is dtype and x.is_contiguous():
+        return x
+    return x.to(dtype).contiguous()
 
 
 def _address(x: torch.Tensor | None) -> int:

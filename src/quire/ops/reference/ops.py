@@ -87,7 +87,8 @@ class ReferenceOps:
         step: AttentionStep,
     ) -> torch.Tensor:
         tokens = qkv.shape[0]
-        q, k, v = qkv.view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+        parts: tuple[torch.Tensor, ...] = qkv.view(tokens, -1, head_dim).split([heads, kv_heads, kv_heads], dim=1)
+        q, k, v = parts
         if q_norm is not None:
             q = _rms_norm(q, q_norm, eps)
         if k_norm is not None:

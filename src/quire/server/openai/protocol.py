@@ -8,7 +8,19 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from quire.params import ParameterError, SamplingParams
-from quire.server.openai.fields import REQUEST_ID, Bias, Bool, Float, Int, RequestBody, Str, Strings, TokenIds, ranged, rule
+from quire.server.openai.fields import (
+    REQUEST_ID,
+    Bias,
+    Bool,
+    Float,
+    Int,
+    RequestBody,
+    Str,
+    Strings,
+    TokenIds,
+    ranged,
+    rule,
+)
 
 _ID_SCHEMA = {"type": "integer", "minimum": 0}
 _SAMPLING = (

@@ -2,8 +2,8 @@
 // share a key/value head; decode and prefill differ only in the tile's size. Tiles whose context is long are split.
 
 constexpr int64_t kLane = 16;              // tokens multiplied at once
-constexpr int64_t kMinSplit = 256;         // tokens
-constexpr int64_t kMaxBlock = 256;         // tokens whose scores are held at once, few rows
+constexpr int64_t kMinSplit = 64;          // tokens
+constexpr int64_t kMaxBlock = 128;         // tokens whose scores are held at once, few rows
 constexpr int64_t kPrefillBlock = 64;      // the same, many rows
 constexpr int64_t kFewRows = 12;
 constexpr int64_t kItemsAThread = 8;
@@ -31,30 +31,6 @@ struct AttentionContext {
   int64_t partial_floats() const { return 2 + pages.head_dim; }
 };
 
-template <int Rows, typename T>
-void score_tile(const float* q, const T* k, int64_t dim, int64_t page_size, float* scores, int64_t stride) {
-  F8 acc[Rows][2];
-  zero_tile<Rows>(acc);
-  multiply_tile<Rows>(q, dim, k, page_size, dim, acc);
-  QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) {
-    store(scores + m * stride, acc[m][0]);
-    store(scores + m * stride + 8, acc[m][1]);
-  }
-}
-
-template <typename T>
-void score_tile_rows(int rows, const float* q, const T* k, int64_t dim, int64_t page_size, float* scores, int64_t stride) {
-  switch (rows) {
-    case 1: return score_tile<1>(q, k, dim, page_size, scores, stride);
-    case 2: return score_tile<2>(q, k, dim, page_size, scores, stride);
-    case 3: return score_tile<3>(q, k, dim, page_size, scores, stride);
-    case 4: return score_tile<4>(q, k, dim, page_size, scores, stride);
-    case 5: return score_tile<5>(q, k, dim, page_size, scores, stride);
-    default: return score_tile<6>(q, k, dim, page_size, scores, stride);
-  }
-}
-
 // The keys or values of kLane positions, and which of them count.
 template <typename T>
 struct Chunk {
@@ -63,35 +39,76 @@ struct Chunk {
   int64_t begin, end;
 };
 
-// out [Rows][16 or 8 of D] = out * decay + probabilities x values
-template <int Rows, int Halves, typename T>
+// Fetches a chunk's values and the next chunk's keys while this one's are multiplied: the processor does not foresee the
+// jumps from page to page.
+template <typename T>
+QUIRE_INLINE void fetch_ahead(const Chunk<T>* chunk, bool last, int64_t d, int64_t page_size) {
+  QUIRE_UNROLL
+  for (int64_t i = d; i < d + 8; ++i) {
+    if (!last) __builtin_prefetch(chunk[1].k + i * page_size);
+    __builtin_prefetch(chunk->v + i * kLane, 0, 2);
+  }
+}
+
+template <int Rows, typename T>
+void score_tile(const float* q, const Chunk<T>* chunk, bool fetch, bool last, int64_t dim, int64_t page_size, float* scores,
+                int64_t stride) {
+  F8 acc[Rows][2];
+  zero_tile<Rows>(acc);
+  const T* k = chunk->k;
+  for (int64_t d = 0; d < dim; d += 8, k += 8 * page_size) {
+    if (fetch) fetch_ahead(chunk, last, d, page_size);
+    multiply_tile<Rows>(q + d, dim, k, page_size, 8, acc);
+  }
+  QUIRE_UNROLL
+  for (int m = 0; m < Rows; ++m) {
+    store(scores + m * stride, acc[m][0]);
+    store(scores + m * stride + 8, acc[m][1]);
+  }
+}
+
+template <typename T>
+void score_tile_rows(int rows, const float* q, const Chunk<T>* chunk, bool fetch, bool last, int64_t dim, int64_t size,
+                     float* scores, int64_t stride) {
+  switch (rows) {
+    case 1: return score_tile<1>(q, chunk, fetch, last, dim, size, scores, stride);
+    case 2: return score_tile<2>(q, chunk, fetch, last, dim, size, scores, stride);
+    case 3: return score_tile<3>(q, chunk, fetch, last, dim, size, scores, stride);
+    case 4: return score_tile<4>(q, chunk, fetch, last, dim, size, scores, stride);
+    case 5: return score_tile<5>(q, chunk, fetch, last, dim, size, scores, stride);
+    default: return score_tile<6>(q, chunk, fetch, last, dim, size, scores, stride);
+  }
+}
+
+// out [Rows][8 * Eights of D] = out * decay + probabilities x values
+template <int Rows, int Eights, typename T>
 void value_tile(const float* probabilities, int64_t stride, const Chunk<T>* chunks, int64_t count, int64_t dim,
                 const float* decay, float* out) {
-  F8 acc[Rows][Halves];
+  F8 acc[Rows][Eights];
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
     QUIRE_UNROLL
-    for (int h = 0; h < Halves; ++h) acc[m][h] = mul(load(out + m * dim + h * 8), set1(decay[m]));
+    for (int h = 0; h < Eights; ++h) acc[m][h] = mul(load(out + m * dim + h * 8), set1(decay[m]));
   }
   for (int64_t c = 0; c < count; ++c) {
     const float* p = probabilities + c * kLane;
     const T* v = chunks[c].v + chunks[c].begin * dim;
     for (int64_t t = chunks[c].begin; t < chunks[c].end; ++t, v += dim) {
-      F8 value[Halves];
+      F8 value[Eights];
       QUIRE_UNROLL
-      for (int h = 0; h < Halves; ++h) value[h] = load(v + h * 8);
+      for (int h = 0; h < Eights; ++h) value[h] = load(v + h * 8);
       QUIRE_UNROLL
       for (int m = 0; m < Rows; ++m) {
         const F8 weight = set1(p[m * stride + t]);
         QUIRE_UNROLL
-        for (int h = 0; h < Halves; ++h) acc[m][h] = fma(weight, value[h], acc[m][h]);
+        for (int h = 0; h < Eights; ++h) acc[m][h] = fma(weight, value[h], acc[m][h]);
       }
     }
   }
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
     QUIRE_UNROLL
-    for (int h = 0; h < Halves; ++h) store(out + m * dim + h * 8, acc[m][h]);
+    for (int h = 0; h < Eights; ++h) store(out + m * dim + h * 8, acc[m][h]);
   }
 }
 
@@ -101,6 +118,12 @@ void value_rows(const float* probabilities, int64_t stride, const Chunk<T>* chun
   Chunk<T> moved[kMaxBlock / kLane];
   for (int64_t c = 0; c < count; ++c) moved[c] = chunks[c];
   int64_t d = 0;
+  if constexpr (Rows <= 3) {
+    for (; d + 32 <= dim; d += 32) {
+      value_tile<Rows, 4>(probabilities, stride, moved, count, dim, decay, out + d);
+      for (int64_t c = 0; c < count; ++c) moved[c].v += 32;
+    }
+  }
   for (; d + 16 <= dim; d += 16) {
     value_tile<Rows, 2>(probabilities, stride, moved, count, dim, decay, out + d);
     for (int64_t c = 0; c < count; ++c) moved[c].v += 16;
@@ -199,7 +222,8 @@ void attend_block(const AttentionContext& c, const Item& item, const ItemBuffers
   for (int64_t i = 0; i < count; ++i) {
     for (int64_t t = 0; t < tiles.count; ++t) {
       const int64_t row = tiles.start(t);
-      score_tile_rows(tiles.height(t), b.q + row * dim, chunks[i].k, dim, size, b.scores + row * b.block + i * kLane, b.block);
+      score_tile_rows(tiles.height(t), b.q + row * dim, chunks + i, t == 0, i + 1 == count, dim, size,
+                      b.scores + row * b.block + i * kLane, b.block);
     }
   }
   for (int64_t row = 0; row < b.rows; ++row) {

@@ -21,7 +21,7 @@ namespace quire {
 namespace {
 #define QUIRE_AVX2
 #include "vec.h"
-#include "quantize.inl"
+#include "tiles.inl"
 #include "linear_grouped.inl"
 #include "linear_dense.inl"
 #include "elementwise.inl"

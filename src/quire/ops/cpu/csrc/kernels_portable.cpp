@@ -7,7 +7,7 @@
 namespace quire {
 namespace {
 #include "vec.h"
-#include "quantize.inl"
+#include "tiles.inl"
 #include "linear_grouped.inl"
 #include "linear_dense.inl"
 #include "elementwise.inl"

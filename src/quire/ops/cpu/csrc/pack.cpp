@@ -26,33 +26,22 @@ uint64_t load_8_bytes(const uint8_t* p) {
   return x;
 }
 
-void store_word(uint8_t* p, uint64_t word) {
-  const uint16_t narrow = static_cast<uint16_t>(word);
-  std::memcpy(p, &narrow, 2);
-}
-
-// Bytes 0, 2, 4, 6 of ``x``, each a nibble, side by side in 16 bits.
-uint64_t even_nibbles(uint64_t x) {
-  x &= 0x000F000F000F000Full;
-  return x | x >> 12 | x >> 24 | x >> 36;
+// Eight bytes, each a nibble, side by side in 32 bits.
+uint32_t nibbles(uint64_t x) {
+  x = (x | x >> 4) & 0x00FF00FF00FF00FFull;
+  x = (x | x >> 8) & 0x0000FFFF0000FFFFull;
+  return static_cast<uint32_t>(x | x >> 16);
 }
 
 void pack_nibbles(const uint8_t* q, int group, int lane, uint8_t* out) {
   for (int k = 0; k < group; k += 8, out += 32) {
-    const uint64_t x = load_8_bytes(q + k);
-    store_word(out + 4 * lane, even_nibbles(x));
-    store_word(out + 4 * lane + 2, even_nibbles(x >> 8));
+    const uint32_t word = nibbles(load_8_bytes(q + k));
+    std::memcpy(out + 4 * lane, &word, 4);
   }
 }
 
 void pack_bytes(const uint8_t* q, int group, int lane, uint8_t* out) {
-  for (int k = 0; k < group; k += 4, out += 32) {
-    uint8_t* word = out + 4 * lane;
-    word[0] = q[k];
-    word[1] = q[k + 2];
-    word[2] = q[k + 1];
-    word[3] = q[k + 3];
-  }
+  for (int k = 0; k < group; ++k) out[8 * k + lane] = q[k];
 }
 
 void pack_grouped_panel(const Weight& w, int64_t panel, const uint8_t* q, const uint8_t* scale, const uint8_t* minimum) {

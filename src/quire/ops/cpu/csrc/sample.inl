@@ -44,9 +44,9 @@ int64_t first_equal(const float* x, int64_t count, float value) {
   return i;
 }
 
-// The largest t for which the values >= t are at least ``target`` in number (or in sum). Reorders ``values``.
+// The largest t for which the values >= t are at least ``target`` in number (or in sum), by partitioning ``values``.
 template <bool BySum>
-float threshold(float* values, int64_t count, double target) {
+float select_threshold(float* values, int64_t count, double target) {
   double above = 0.0;
   float result = 0.0f;
   while (count > 0) {
@@ -83,6 +83,40 @@ float threshold(float* values, int64_t count, double target) {
   return result;
 }
 
+constexpr int kBuckets = 1024;  // exponent and 3 bits of the mantissa of a number from 0 to 1
+constexpr int64_t kFewValues = 128;
+
+inline int bucket_of(float value) {
+  uint32_t bits;
+  memcpy(&bits, &value, 4);
+  return static_cast<int>(bits >> 20);
+}
+
+// The same over values from 0 to 1 that stay as they are: a histogram leaves few to partition, in ``copy``.
+template <bool BySum>
+float threshold(const float* values, int64_t count, double target, float* copy) {
+  if (count <= kFewValues) {
+    memcpy(copy, values, count * 4);
+    return select_threshold<BySum>(copy, count, target);
+  }
+  double mass[kBuckets] = {};
+  int lowest = kBuckets - 1;
+  for (int64_t i = 0; i < count; ++i) {
+    const int bucket = bucket_of(values[i]);
+    mass[bucket] += BySum ? static_cast<double>(values[i]) : 1.0;
+    lowest = bucket < lowest ? bucket : lowest;
+  }
+  double above = 0.0;
+  int bucket = kBuckets - 1;
+  while (bucket > lowest && above + mass[bucket] < target) above += mass[bucket--];
+  int64_t found = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    copy[found] = values[i];
+    found += bucket_of(values[i]) == bucket;
+  }
+  return select_threshold<BySum>(copy, found, target - above);
+}
+
 // A row's unnormalised probabilities, by blocks.
 struct Masses {
   float* p;            // [V], 0 where min_p filters
@@ -91,25 +125,28 @@ struct Masses {
   int64_t vocab, blocks;
 };
 
+F8 first_lanes(F8 x, int64_t count) {
+  float lanes[8];
+  store(lanes, x);
+  for (int64_t i = count; i < 8; ++i) lanes[i] = 0.0f;
+  return load(lanes);
+}
+
 void compute_masses(const float* logits, float highest, float temperature, float min_p, const Masses& m) {
   const F8 top = set1(highest), t = set1(temperature), least = set1(min_p);
   for (int64_t b = 0; b < m.blocks; ++b) {
-    const int64_t begin = b * kMassBlock, end = begin + kMassBlock < m.vocab ? begin + kMassBlock : m.vocab;
-    F8 best = zero();
-    double sum[8] = {};
-    for (int64_t i = begin; i < end; i += 8) {
-      const int64_t count = end - i;
+    F8 best = zero(), sum = zero();
+    const int64_t end = (b + 1) * kMassBlock;
+    for (int64_t i = b * kMassBlock; i < end && i < m.vocab; i += 8) {
+      const int64_t count = m.vocab - i;
       F8 p = vexp(div(sub(load_lanes(logits + i, count), top), t));
       p = select(less(p, least), zero(), p);
-      float lanes[8];
-      store(lanes, p);
-      for (int64_t j = count; j < 8; ++j) lanes[j] = 0.0f;
-      p = load(lanes);
+      if (count < 8) p = first_lanes(p, count);
       store_lanes(m.p + i, p, count);
       best = vmax(best, p);
-      for (int j = 0; j < 8; ++j) sum[j] += static_cast<double>(lanes[j]);
+      sum = add(sum, p);
     }
-    m.block_sum[b] = ((sum[0] + sum[4]) + (sum[1] + sum[5])) + ((sum[2] + sum[6]) + (sum[3] + sum[7]));
+    m.block_sum[b] = static_cast<double>(sum_lanes(sum));
     m.block_max[b] = max_lanes(best);
   }
 }
@@ -178,8 +215,7 @@ double sum_of(const Candidates& c) {
 float safe_floor(const Masses& m, int64_t top_k, double top_p, float* copy) {
   float floor = 0.0f;
   if (top_k > 0 && top_k <= m.blocks) {  // the k-th largest block maximum is at most the k-th largest value
-    memcpy(copy, m.block_max, m.blocks * 4);
-    floor = threshold<false>(copy, m.blocks, static_cast<double>(top_k));
+    floor = threshold<false>(m.block_max, m.blocks, static_cast<double>(top_k), copy);
   }
   if (top_k <= 0 && top_p < 1.0) {  // all tokens below this together weigh less than 1 - top_p
     double total = 0.0;
@@ -192,8 +228,7 @@ float safe_floor(const Masses& m, int64_t top_k, double top_p, float* copy) {
 int64_t draw_filtered(const Masses& m, int64_t top_k, double top_p, double u, Candidates& c) {
   collect(m, safe_floor(m, top_k, top_p, c.copy), c);
   if (top_k > 0 && top_k < c.count) {
-    memcpy(c.copy, c.p, c.count * 4);
-    keep_from(c, threshold<false>(c.copy, c.count, static_cast<double>(top_k)));
+    keep_from(c, threshold<false>(c.p, c.count, static_cast<double>(top_k), c.copy));
   }
   if (top_p < 1.0) {
     double total = 0.0;
@@ -202,8 +237,7 @@ int64_t draw_filtered(const Masses& m, int64_t top_k, double top_p, double u, Ca
     } else {
       for (int64_t b = 0; b < m.blocks; ++b) total += m.block_sum[b];
     }
-    memcpy(c.copy, c.p, c.count * 4);
-    keep_from(c, threshold<true>(c.copy, c.count, top_p * total));
+    keep_from(c, threshold<true>(c.p, c.count, top_p * total, c.copy));
   }
   const double target = u * sum_of(c);
   double before = 0.0;

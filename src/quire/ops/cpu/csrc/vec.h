@@ -17,7 +17,6 @@ struct bf16 {
 
 typedef __m256 F8;
 typedef __m256i I8;   // 8 x int32
-typedef __m256i W16;  // 16 x int16
 
 QUIRE_INLINE F8 zero() { return _mm256_setzero_ps(); }
 QUIRE_INLINE F8 set1(float x) { return _mm256_set1_ps(x); }
@@ -35,6 +34,8 @@ QUIRE_INLINE F8 sub(F8 a, F8 b) { return _mm256_sub_ps(a, b); }
 QUIRE_INLINE F8 mul(F8 a, F8 b) { return _mm256_mul_ps(a, b); }
 QUIRE_INLINE F8 div(F8 a, F8 b) { return _mm256_div_ps(a, b); }
 QUIRE_INLINE F8 fma(F8 a, F8 b, F8 c) { return _mm256_fmadd_ps(a, b, c); }
+// acc += a * b, in assembly, because gcc would reorder a tile of them and spill the sums.
+QUIRE_INLINE void accumulate(F8& acc, F8 a, F8 b) { __asm__("vfmadd231ps %2, %1, %0" : "+x"(acc) : "x"(a), "x"(b)); }
 QUIRE_INLINE F8 vmin(F8 a, F8 b) { return _mm256_min_ps(a, b); }
 QUIRE_INLINE F8 vmax(F8 a, F8 b) { return _mm256_max_ps(a, b); }
 QUIRE_INLINE F8 vabs(F8 a) { return _mm256_andnot_ps(_mm256_set1_ps(-0.0f), a); }
@@ -49,40 +50,21 @@ QUIRE_INLINE F8 times_power_of_2(F8 x, F8 n) {
   return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(x), _mm256_slli_epi32(_mm256_cvtps_epi32(n), 23)));
 }
 
-QUIRE_INLINE W16 load_words(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-QUIRE_INLINE void store_words(void* p, W16 x) { _mm256_storeu_si256(static_cast<__m256i*>(p), x); }
-QUIRE_INLINE W16 low_nibble(W16 x) { return _mm256_and_si256(x, _mm256_set1_epi16(15)); }
-template <int Bits>
-QUIRE_INLINE W16 shift_right(W16 x) {
-  return _mm256_srli_epi16(x, Bits);
+QUIRE_INLINE I8 load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
+// Lane by lane, the number that nibble ``I`` of an unsigned word stands for where it is: 16^I times the nibble, but for
+// the highest, which comes as it is. One instruction and a conversion; the factor is made good elsewhere.
+template <int I>
+QUIRE_INLINE F8 nibble(I8 x) {
+  return _mm256_cvtepi32_ps(I == 7 ? _mm256_srli_epi32(x, 28) : _mm256_and_si256(x, _mm256_set1_epi32(15 << (4 * (I % 7)))));
 }
-template <int Bits>
-QUIRE_INLINE W16 shift_right_signed(W16 x) {
-  return _mm256_srai_epi16(x, Bits);
-}
-template <int Bits>
-QUIRE_INLINE W16 shift_left(W16 x) {
-  return _mm256_slli_epi16(x, Bits);
-}
-QUIRE_INLINE W16 broadcast_pair(const int32_t* p) { return _mm256_set1_epi32(*p); }
-QUIRE_INLINE I8 zero_int() { return _mm256_setzero_si256(); }
-QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) {
-  W16 products;  // in assembly, because gcc would compute all products of a tile first and spill the sums
-  __asm__("vpmaddwd %2, %3, %1\n\tvpaddd %1, %0, %0" : "+x"(acc), "=&x"(products) : "x"(a), "x"(b));
-  return acc;
-}
-QUIRE_INLINE F8 to_float(I8 x) { return _mm256_cvtepi32_ps(x); }
-QUIRE_INLINE W16 round_to_words(F8 low, F8 high) {
-  const __m256i mixed = _mm256_packs_epi32(_mm256_cvtps_epi32(low), _mm256_cvtps_epi32(high));
-  return _mm256_permute4x64_epi64(mixed, 0xD8);
+QUIRE_INLINE F8 load(const int8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
 }
 
 #else
 
 typedef float F8 __attribute__((vector_size(32)));
 typedef int32_t I8 __attribute__((vector_size(32)));
-typedef int16_t W16 __attribute__((vector_size(32)));
-typedef uint16_t UW16 __attribute__((vector_size(32)));
 
 QUIRE_INLINE float half_to_float(uint16_t h) {
   const uint32_t sign = static_cast<uint32_t>(h & 0x8000) << 16, rest = h & 0x7FFF;
@@ -141,6 +123,7 @@ QUIRE_INLINE F8 sub(F8 a, F8 b) { return a - b; }
 QUIRE_INLINE F8 mul(F8 a, F8 b) { return a * b; }
 QUIRE_INLINE F8 div(F8 a, F8 b) { return a / b; }
 QUIRE_INLINE F8 fma(F8 a, F8 b, F8 c) { return a * b + c; }
+QUIRE_INLINE void accumulate(F8& acc, F8 a, F8 b) { acc += a * b; }
 QUIRE_INLINE F8 vmin(F8 a, F8 b) { return a < b ? a : b; }
 QUIRE_INLINE F8 vmax(F8 a, F8 b) { return a > b ? a : b; }
 QUIRE_INLINE F8 vabs(F8 a) { return (F8)((I8)a & 0x7FFFFFFF); }
@@ -161,43 +144,19 @@ QUIRE_INLINE int mask_bits(F8 mask) {
 }
 QUIRE_INLINE F8 times_power_of_2(F8 x, F8 n) { return (F8)((I8)x + (__builtin_convertvector(n, I8) << 23)); }
 
-QUIRE_INLINE W16 load_words(const void* p) {
-  W16 x;
+QUIRE_INLINE I8 load_ints(const void* p) {
+  I8 x;
   memcpy(&x, p, 32);
   return x;
 }
-QUIRE_INLINE void store_words(void* p, W16 x) { memcpy(p, &x, 32); }
-QUIRE_INLINE W16 low_nibble(W16 x) { return x & 15; }
-template <int Bits>
-QUIRE_INLINE W16 shift_right(W16 x) {
-  return (W16)((UW16)x >> Bits);
+template <int I>
+QUIRE_INLINE F8 nibble(I8 x) {
+  return __builtin_convertvector(I == 7 ? x >> 28 & 15 : x & 15 << (4 * (I % 7)), F8);
 }
-template <int Bits>
-QUIRE_INLINE W16 shift_right_signed(W16 x) {
-  return x >> Bits;
-}
-template <int Bits>
-QUIRE_INLINE W16 shift_left(W16 x) {
-  return (W16)((UW16)x << Bits);
-}
-QUIRE_INLINE W16 broadcast_pair(const int32_t* p) {
-  const int32_t v = *p;
-  return (W16)I8{v, v, v, v, v, v, v, v};
-}
-QUIRE_INLINE I8 zero_int() { return I8{}; }
-QUIRE_INLINE I8 add_pairs(I8 acc, W16 a, W16 b) {
-  const I8 wide_a = (I8)a, wide_b = (I8)b;
-  return acc + (wide_a >> 16) * (wide_b >> 16) + (wide_a << 16 >> 16) * (wide_b << 16 >> 16);
-}
-QUIRE_INLINE F8 to_float(I8 x) { return __builtin_convertvector(x, F8); }
-QUIRE_INLINE W16 round_to_words(F8 low, F8 high) {
-  const I8 a = __builtin_convertvector(round_even(low), I8), b = __builtin_convertvector(round_even(high), I8);
-  W16 words;
-  for (int i = 0; i < 8; ++i) {
-    words[i] = static_cast<int16_t>(a[i]);
-    words[i + 8] = static_cast<int16_t>(b[i]);
-  }
-  return words;
+QUIRE_INLINE F8 load(const int8_t* p) {
+  F8 x;
+  for (int i = 0; i < 8; ++i) x[i] = p[i];
+  return x;
 }
 
 #endif

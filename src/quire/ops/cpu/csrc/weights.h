@@ -12,9 +12,8 @@ inline int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : 2; }
 
 // Dense: panels of 16 outputs, [ceil(N / 16)][K][16], in the weight's own type; outputs beyond N are 0.
 //
-// Grouped: panels of 8 outputs, [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums (if any), then 32-byte vectors of
-// 16 words, word 2 * n + parity. In 4 bits a vector covers 8 inputs, nibble i of a word holds input 2 * i + parity; in
-// 8 bits it covers 4, byte i holds input 2 * i + parity. So one mask or shift gives 8 outputs x 2 consecutive inputs.
+// Grouped: panels of 8 outputs, [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums (if any), then the integers. In
+// 4 bits: [group / 8][8 outputs] words of 32 bits whose nibble i is input i of the 8. In 8 bits: [group][8 outputs] bytes.
 struct Weight {
   const uint8_t* data;
   int64_t n;

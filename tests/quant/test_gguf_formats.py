@@ -1,0 +1,128 @@
+"""Every GGUF block format, unpacked, against the reference formulas of llama.cpp's own package: equal in float32."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGMLQuantizationType
+from gguf.quants import dequantize as reference
+
+from quire.ops.layouts import Dense, GroupedInt
+from quire.quant.gguf import CHUNK, dequantize, unpack
+from quire.weights.errors import CheckpointError
+from quire.weights.gguf import GGUFFile
+from quire.weights.tensor_types import GGUF_TYPES, TYPES
+from quire.weights.tensors import RawTensor
+
+FLOATS = ["F32", "F16", "BF16"]
+BLOCKS = {  # bytes of the float16 scales in a block, bits and group of the layout
+    "Q4_0": ([0], 4, 32),
+    "Q4_1": ([0, 2], 4, 32),
+    "Q5_0": ([0], 8, 32),
+    "Q5_1": ([0, 2], 8, 32),
+    "Q8_0": ([0], 8, 32),
+    "Q4_K": ([0, 2], 4, 32),
+    "Q5_K": ([0, 2], 8, 32),
+    "Q6_K": ([208], 8, 16),
+}
+
+
+def random_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> RawTensor:
+    """Any bytes at all, but for scales, which are any finite float16."""
+    rng = np.random.default_rng(seed)
+    info = TYPES[kind]
+    raw = rng.integers(0, 256, (rows * blocks, info.nbytes), np.uint8)
+    for at in BLOCKS[kind][0]:
+        scales = rng.integers(0, 2**16, rows * blocks, np.uint16)
+        scales[(scales >> 10) & 31 == 31] &= 0xBFFF  # no infinities and NaNs
+        raw[:, at : at + 2] = scales.astype("<u2").view(np.uint8).reshape(-1, 2)
+    return RawTensor(kind, (rows, blocks * info.block), raw.reshape(-1))
+
+
+def expected(tensor: RawTensor) -> torch.Tensor:
+    rows = tensor.data.reshape(*tensor.shape[:-1], -1)
+    return torch.from_numpy(reference(rows, GGMLQuantizationType[tensor.type]))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_random_blocks_are_exact(kind: str) -> None:
+    tensor = random_blocks(kind, 7, 5)
+    layout = unpack(tensor)
+    assert isinstance(layout, GroupedInt)
+    assert (layout.bits, layout.group) == BLOCKS[kind][1:]
+    assert layout.shape == tensor.shape and layout.q.dtype == (torch.uint8 if layout.bits == 4 else torch.int8)
+    assert layout.minimum is None or layout.minimum.dtype == layout.scale.dtype
+    assert torch.equal(layout.dequantize(), expected(tensor))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_tensors_larger_than_a_chunk_are_exact(kind: str) -> None:
+    blocks = 3 * 256 // TYPES[kind].block
+    tensor = random_blocks(kind, CHUNK // 512, blocks)
+    assert np.prod(tensor.shape) > CHUNK
+    assert torch.equal(unpack(tensor).dequantize(), expected(tensor))
+
+
+def test_scales_of_q4_0_stay_exact_at_the_ends_of_float16() -> None:
+    """-8 d does not fit float16 for large d: then scale and minimum are float32."""
+    for bits, dtype in ((0x7BFF, torch.float32), (0x0001, torch.float16), (0x6FFF, torch.float16)):
+        raw = np.zeros((1, 18), np.uint8)
+        raw[:, 2:] = np.arange(16) * 17
+        raw[:, :2] = np.array([bits], "<u2").view(np.uint8)
+        tensor = RawTensor("Q4_0", (1, 32), raw.reshape(-1))
+        layout = unpack(tensor)
+        assert isinstance(layout, GroupedInt) and layout.scale.dtype == dtype
+        assert torch.equal(layout.dequantize(), expected(tensor))
+
+
+@pytest.mark.parametrize("kind", FLOATS)
+def test_floats_are_kept(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    values = rng.standard_normal((4, 6)).astype(np.float32)
+    dtype = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
+    stored = torch.from_numpy(values).to(dtype)
+    tensor = RawTensor(kind, (4, 6), stored.view(torch.uint8).reshape(-1).numpy())
+    layout = unpack(tensor)
+    assert isinstance(layout, Dense) and torch.equal(layout.weight, stored)
+    assert torch.equal(dequantize(tensor), stored.float())
+    flat = RawTensor(kind, (24,), tensor.data)
+    assert torch.equal(dequantize(flat), stored.float().reshape(24))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_scales_that_are_no_numbers_are_refused(kind: str) -> None:
+    for bits in (0x7C00, 0xFC00, 0x7E01):
+        tensor = random_blocks(kind, 2, 2)
+        data = tensor.data.reshape(-1, TYPES[kind].nbytes).copy()
+        at = BLOCKS[kind][0][0]
+        data[1, at : at + 2] = np.array([bits], "<u2").view(np.uint8)
+        with pytest.raises(CheckpointError, match="finite"):
+            unpack(tensor.with_data(data.reshape(-1)))
+
+
+def test_what_cannot_be_multiplied_is_refused() -> None:
+    with pytest.raises(CheckpointError, match="I32"):
+        unpack(RawTensor("I32", (1, 1), np.zeros(4, np.uint8)))
+    with pytest.raises(CheckpointError, match="matrix"):
+        unpack(RawTensor("F32", (2,), np.zeros(8, np.uint8)))
+
+
+@pytest.mark.parametrize("model", ["smollm2", "qwen", "gemma"])
+def test_real_tensors_are_exact(model: str, request: pytest.FixtureRequest) -> None:
+    """The smallest matrices of each type in the file."""
+    file = GGUFFile.open(request.getfixturevalue(f"{model}_path"))
+    by_type: dict[str, list[str]] = {}
+    for info in sorted(file.tensors.values(), key=lambda t: t.nbytes):
+        if info.nbytes < 8_000_000:
+            by_type.setdefault(info.type, []).append(info.name)
+    assert by_type.keys() >= {"smollm2": {"Q4_1"}, "qwen": {"Q5_0", "Q6_K", "Q4_K"}, "gemma": {"Q6_K", "Q4_K"}}[model]
+    for names in by_type.values():
+        for name in names[:2]:
+            info = file.tensors[name]
+            tensor = RawTensor(info.type, info.shape, file.raw(name))
+            assert torch.equal(dequantize(tensor), expected(tensor)), name
+
+
+def test_all_types_of_the_issue_are_read() -> None:
+    assert set(GGUF_TYPES.values()) >= {*FLOATS, *BLOCKS}
