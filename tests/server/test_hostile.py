@@ -63,7 +63,8 @@ def corpus() -> Iterator[tuple[str, bytes]]:
     for messages in MESSAGES:
         yield H, json.dumps({**BASE, "messages": messages}).encode()
     for path in ("/tokenize", "/detokenize", "/v1/requests/x/cancel", "/reset_prefix_cache"):
-        for value in ({}, {"prompt": 5}, {"tokens": [2**63]}, {"tokens": "x"}, {"messages": [{}]}, {"prompt": "x" * 8**5}):
+        yield path, json.dumps({"prompt": "x" * 200_000}).encode()
+        for value in ({}, {"prompt": 5}, {"tokens": [2**63]}, {"tokens": "x"}, {"messages": [{}]}, {"tokens": [None]}):
             yield path, json.dumps(value).encode()
 
 

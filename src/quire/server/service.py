@@ -17,7 +17,7 @@ from fastapi import Request
 from quire.config.server import ServerConfig
 from quire.engine.client import EngineClient
 from quire.engine.messages import EngineReady, EngineRequest, EngineStats
-from quire.params import SamplingParams
+from quire.params import ParameterError, SamplingParams
 from quire.server.auth import Keys
 from quire.server.errors import ApiError, unavailable
 from quire.server.generation import Choice, Generation, make_choices
@@ -69,11 +69,13 @@ class ModelCard:
 class Service:
     """State of one server. ``phase`` is "ready", or says why requests are turned away."""
 
-    def __init__(self, config: ServerConfig, card: ModelCard, keys: Keys) -> None:
+    def __init__(self, config: ServerConfig, card: ModelCard, keys: Keys, *, priorities: bool = False) -> None:
+        """``priorities``: the scheduler heeds them."""
         self.config = config
         self.card = card
         self.keys = keys
         self.phase = "starting"
+        self._priorities = priorities
         self.metrics = Metrics(card.name, lambda: self.stats)
         self.in_flight = 0  # HTTP requests, probes among them
         self.running: dict[str, list[Generation]] = {}
@@ -132,6 +134,12 @@ class Service:
     def check_model(self, name: str | None) -> None:
         if name and name not in self.card.accepted:
             raise ApiError(404, f"This server has no such model; it serves {self.card.name}.", "model")
+
+    def check_priority(self, priority: int | None) -> int:
+        """Raises ``ParameterError`` for a priority that the scheduler would not heed."""
+        if priority and not self._priorities:
+            raise ParameterError("priority", "priority needs a server started with --scheduling-policy priority.")
+        return priority or 0
 
     async def off_loop(self, size: int, work: Callable[[], T]) -> T:
         """``work()``, in a thread when ``size`` characters make it long."""

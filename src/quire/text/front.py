@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from quire.config.engine import EngineConfig
 from quire.engine.admission import Limits
-from quire.params import ParameterError
+from quire.params import ParameterError, SamplingParams
 from quire.text.chat_template import ChatTemplate, load_chat_template
 from quire.text.decoding import TextStream
 from quire.text.output import TokenNames
@@ -18,6 +19,7 @@ from quire.text.tokenizer import Tokenizer, load_tokenizer
 from quire.weights.checkpoint import open_checkpoint
 from quire.weights.sources import locate
 
+logger = logging.getLogger("quire.text")
 # Fields of generation_config.json that change the sampling of requests which don't say.
 _SAMPLING_DEFAULTS = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
@@ -66,6 +68,21 @@ def open_front(config: EngineConfig, path: Path, chat_template: str | None = Non
         template=template,
         names=TokenNames(tokenizer),
         eos_token_ids=tuple(i for i in (ids if isinstance(ids, list) else [ids]) if isinstance(i, int)),
-        sampling_defaults={k: generation[k] for k in _SAMPLING_DEFAULTS if generation.get(k) is not None},
+        sampling_defaults=_usable_defaults(generation),
         seed=config.seed,
     )
+
+
+def _usable_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:
+    """The sampling values of a generation_config, without those that no request could ask for."""
+    usable: dict[str, Any] = {}
+    for name in _SAMPLING_DEFAULTS:
+        if (value := generation.get(name)) is None:
+            continue
+        try:
+            SamplingParams(**{name: value})
+        except ParameterError as error:
+            logger.warning("The model's generation_config is ignored where it is out of range: %s", error)
+        else:
+            usable[name] = value
+    return usable

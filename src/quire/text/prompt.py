@@ -145,6 +145,8 @@ class Processor:
         """
         limits, prompt_len = self.facts.limits, len(prompt.token_ids)
         check_params(params, limits)
+        if params.stop:
+            self._need_tokenizer("stop", "use stop_token_ids")
         max_tokens = params.max_tokens
         if max_tokens is not None and clip_max_tokens:
             max_tokens = min(max_tokens, limits.max_model_len - prompt_len)

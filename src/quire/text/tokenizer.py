@@ -22,8 +22,8 @@ class TokenizerFacts:
     """What a model's files say beside the tokenizer proper.
 
     ``vocab_size``: ids are below this (the logits may be wider). ``longest_token``: characters, as the vocabulary
-    spells it. ``named``: text of the ``bos_token``, ``eos_token``, ... as templates call them. ``templates``: chat templates by
-    name; ``default`` is the usual one.
+    spells it. ``named``: text of the ``bos_token``, ``eos_token``, ... as templates call them. ``templates``: chat
+    templates by name; ``default`` is the usual one.
     """
 
     vocab_size: int

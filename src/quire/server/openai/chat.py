@@ -87,7 +87,12 @@ def _prompt(
     )
     try:
         requests = processor.request(
-            public_id, encoded, params, priority=body.priority or 0, cache_salt=salt, arrival_time=arrival
+            public_id,
+            encoded,
+            params,
+            priority=service.check_priority(body.priority),
+            cache_salt=salt,
+            arrival_time=arrival,
         )
     except ParameterError as error:
         raise _renamed(error, body) from None

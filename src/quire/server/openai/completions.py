@@ -79,7 +79,7 @@ def _prompts(
             encoded,
             params,
             clip_max_tokens=body.max_tokens is None,
-            priority=body.priority or 0,
+            priority=service.check_priority(body.priority),
             cache_salt=salt,
             arrival_time=arrival,
         )

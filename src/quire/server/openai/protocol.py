@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, WithJsonSchema
 
 from quire.params import ParameterError, SamplingParams
 from quire.server.openai.fields import (
@@ -132,7 +132,7 @@ _PROMPT_SCHEMA = {
 
 
 class CompletionRequest(GenerationRequest):
-    prompt: Annotated[list[str | list[int]], BeforeValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
+    prompt: Annotated[SkipValidation[list[str | list[int]]], BeforeValidator(_prompt), WithJsonSchema(_PROMPT_SCHEMA)]
     logprobs: Int | None = ranged("logprobs")
 
 

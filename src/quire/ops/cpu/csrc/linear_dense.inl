@@ -6,6 +6,7 @@ void dense_direct(const Weight& w, int64_t panel, const float* x, const float* b
   constexpr int kSums = Rows == 1 ? 4 : Rows == 2 ? 2 : 1;
   const T* b = reinterpret_cast<const T*>(w.data) + panel * w.k * 16;
   F8 acc[kSums][Rows][2];
+  QUIRE_UNROLL
   for (int s = 0; s < kSums; ++s) zero_tile<Rows>(acc[s]);
   int64_t k = 0;
   for (; k + kSums <= w.k; k += kSums, b += kSums * 16) {
@@ -16,9 +17,12 @@ void dense_direct(const Weight& w, int64_t panel, const float* x, const float* b
     }
   }
   multiply_tile<Rows>(x + k, w.k, b, 16, w.k - k, acc[0]);
+  QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
+    QUIRE_UNROLL
     for (int p = 0; p < 2; ++p) {
       F8 sum = acc[0][m][p];
+      QUIRE_UNROLL
       for (int s = 1; s < kSums; ++s) sum = add(sum, acc[s][m][p]);
       const int64_t first = panel * 16 + p * 8, left = w.n - first;
       if (left <= 0) continue;

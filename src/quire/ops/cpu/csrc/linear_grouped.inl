@@ -51,21 +51,26 @@ struct DirectInputs {
 // Few rows: weights go from memory to registers, unpacked on the way.
 template <int Bits, int Rows, int Panels>
 void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const float* bias, float* out) {
-  constexpr int kSums = Rows == 1 ? 2 : 1;  // several sums hide the latency of fma
+  constexpr int kSums = Rows == 1 ? 4 : 1;  // several sums hide the latency of fma
   const uint8_t* block = w.data + panel * w.panel_bytes();
   const int64_t panel_bytes = w.panel_bytes(), block_bytes = w.block_bytes(), head = w.head_bytes();
   const int64_t scale_bytes = 8 * bytes_of(w.type), groups = w.groups();
   const int vectors = w.group * Bits / 32;
   const float* a = x.values;
   F8 sum[Rows][Panels];
+  QUIRE_UNROLL
   for (int p = 0; p < Panels; ++p) {
     const int64_t first = (panel + p) * 8;
+    QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) sum[m][p] = bias ? load_lanes(bias + first, w.n - first) : zero();
   }
   for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
     F8 acc[Rows][Panels][kSums];
+    QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
+      QUIRE_UNROLL
       for (int p = 0; p < Panels; ++p) {
+        QUIRE_UNROLL
         for (int s = 0; s < kSums; ++s) acc[m][p][s] = zero();
       }
     }
@@ -90,6 +95,7 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
       QUIRE_UNROLL
       for (int m = 0; m < Rows; ++m) {
         F8 total = acc[m][p][0];
+        QUIRE_UNROLL
         for (int s = 1; s < kSums; ++s) total = add(total, acc[m][p][s]);
         sum[m][p] = fma(total, scale, sum[m][p]);
       }
@@ -100,13 +106,15 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
       }
     }
   }
+  QUIRE_UNROLL
   for (int p = 0; p < Panels; ++p) {
     const int64_t first = (panel + p) * 8;
+    QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) store_lanes(out + m * w.n + first, sum[m][p], w.n - first);
   }
 }
 
-constexpr int direct_panels(int rows) { return rows <= 2 ? 4 : 2; }
+constexpr int direct_panels(int rows) { return rows == 2 ? 4 : 2; }
 
 template <int Bits, int Rows>
 void grouped_direct_range(const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias, float* out) {
