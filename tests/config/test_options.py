@@ -31,7 +31,7 @@ from quire.config.values import memory_bytes, parse_length
         ("enable_prefix_caching", "1", True),
         ("offline", "YES", True),
         ("threads", None, None),
-        ("dtype", "float16", "float16"),
+        ("dtype", "float32", "float32"),
         ("seed", 2**40, 2**40),
     ],
 )

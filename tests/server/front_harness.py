@@ -68,8 +68,11 @@ def live(engine: FakeEngine | None = None, *, ready: bool = True, **options: Any
         front.close()
 
 
+http = httpx.Client(timeout=30, trust_env=False)  # one for all: making a client takes longer than most tests
+
+
 def post(url: str, path: str, body: Any, **more: Any) -> httpx.Response:
-    return httpx.post(url + path, json=body, timeout=30, **more)
+    return http.post(url + path, json=body, **more)
 
 
 def events(response: httpx.Response) -> list[Any]:

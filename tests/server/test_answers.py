@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-import httpx
 import pytest
 from front_fakes import FakeEngine
-from front_harness import LiveFront, events, live, post
+from front_harness import LiveFront, events, http, live, post
 
 CHAT = {"messages": [{"role": "user", "content": "hi"}]}
 
@@ -237,9 +236,9 @@ def test_tokenize_and_detokenize(front: LiveFront) -> None:
 
 
 def test_models(front: LiveFront) -> None:
-    listed = httpx.get(front.url + "/v1/models").json()
+    listed = http.get(front.url + "/v1/models").json()
     assert [m["id"] for m in listed["data"]] == ["fake"]
-    one = httpx.get(front.url + "/v1/models/fake").json()
+    one = http.get(front.url + "/v1/models/fake").json()
     assert one == listed["data"][0]
     assert one["max_model_len"] == 512
-    assert httpx.get(front.url + "/v1/models/x/y").status_code == 404
+    assert http.get(front.url + "/v1/models/x/y").status_code == 404

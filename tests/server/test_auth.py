@@ -6,10 +6,9 @@ import socket
 from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import pytest
 from front_fakes import FakeEngine
-from front_harness import LiveFront, live, post
+from front_harness import LiveFront, http, live, post
 
 from quire.config.options import ConfigError
 from quire.config.server import ServerConfig
@@ -31,7 +30,7 @@ def bearer(key: str) -> dict[str, str]:
 
 def routes(front: LiveFront) -> list[tuple[str, str]]:
     """Method and path of every route, those that FastAPI adds by itself among them."""
-    schema = httpx.get(front.url + "/openapi.json", headers=bearer(KEY)).json()
+    schema = http.get(front.url + "/openapi.json", headers=bearer(KEY)).json()
     found = {(method.upper(), path) for path, methods in schema["paths"].items() for method in methods}
     found |= {("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc"), ("POST", "/ping"), ("GET", "/no/such")}
     return sorted((method, path.replace("{", "").replace("}", "")) for method, path in found)
@@ -53,7 +52,7 @@ def test_no_route_answers_without_a_key(front: LiveFront, headers: dict[str, str
     listed = routes(front)
     assert len(listed) >= 15
     for method, path in listed:
-        response = httpx.request(method, front.url + path, headers=headers, json={} if method == "POST" else None)
+        response = http.request(method, front.url + path, headers=headers, json={} if method == "POST" else None)
         if path in PUBLIC_PATHS:
             assert response.status_code in (200, 405), path
         else:
@@ -65,7 +64,7 @@ def test_no_route_answers_without_a_key(front: LiveFront, headers: dict[str, str
 @pytest.mark.parametrize("key", [KEY, OTHER])
 def test_each_key_opens(front: LiveFront, key: str) -> None:
     assert post(front.url, "/v1/completions", {"prompt": "x"}, headers=bearer(key)).status_code == 200
-    assert httpx.get(front.url + "/metrics", headers={"Authorization": f"bearer {key}"}).status_code == 200
+    assert http.get(front.url + "/metrics", headers={"Authorization": f"bearer {key}"}).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -90,12 +89,12 @@ def test_odd_targets_don_t_slip_through(front: LiveFront, target: str) -> None:
 
 def test_two_authorization_headers_are_none(front: LiveFront) -> None:
     headers = [("Authorization", "Bearer wrong"), ("Authorization", f"Bearer {KEY}")]
-    assert httpx.get(front.url + "/v1/models", headers=headers).status_code == 401
+    assert http.get(front.url + "/v1/models", headers=headers).status_code == 401
 
 
 def test_cors_preflight_needs_no_key_but_the_request_does() -> None:
     with live(api_key=(KEY,), allowed_origins=("https://app.example",)) as front:
-        preflight = httpx.options(
+        preflight = http.options(
             front.url + "/v1/completions",
             headers={"Origin": "https://app.example", "Access-Control-Request-Method": "POST"},
         )
@@ -104,7 +103,7 @@ def test_cors_preflight_needs_no_key_but_the_request_does() -> None:
         refused = post(front.url, "/v1/completions", {"prompt": "x"}, headers={"Origin": "https://app.example"})
         assert refused.status_code == 401
         assert refused.headers["access-control-allow-origin"] == "https://app.example"
-        other = httpx.get(front.url + "/health", headers={"Origin": "https://evil.example"})
+        other = http.get(front.url + "/health", headers={"Origin": "https://evil.example"})
         assert "access-control-allow-origin" not in other.headers
 
 
@@ -126,7 +125,7 @@ def test_tenants_have_caches_of_their_own() -> None:
 
 def test_cancel_reaches_only_the_tenant_s_own_requests() -> None:
     engine = FakeEngine(delay=0.01)
-    with live(engine, api_key=(KEY, OTHER)) as front, httpx.stream(
+    with live(engine, api_key=(KEY, OTHER)) as front, http.stream(
         "POST", front.url + "/v1/completions", json={"prompt": "x", "max_tokens": 400, "stream": True},
         headers={**bearer(KEY), "X-Request-Id": "job"},
     ) as stream:  # fmt: skip

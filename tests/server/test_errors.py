@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from front_fakes import FakeEngine
-from front_harness import events, live, post
+from front_harness import events, http, live, post
 
 from quire.engine.errors import EngineDead, QueueFull
 
@@ -188,19 +188,19 @@ def test_refusal(url: str, path: str, body: Any, status: int, param: str | None,
     ],
 )  # fmt: skip
 def test_malformed_json(url: str, raw: bytes, message: str) -> None:
-    response = httpx.post(url + C, content=raw, headers={"Content-Type": "application/json"})
+    response = http.post(url + C, content=raw, headers={"Content-Type": "application/json"})
     check_error(response, 400, None, message)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded", "application/json2"])
 def test_other_content_types(url: str, kind: str) -> None:
-    response = httpx.post(url + C, content=b'{"prompt": "x"}', headers={"Content-Type": kind})
+    response = http.post(url + C, content=b'{"prompt": "x"}', headers={"Content-Type": kind})
     check_error(response, 415, None, "The body must be sent with Content-Type application/json.")
 
 
 def test_json_with_a_charset_is_json(url: str) -> None:
     kind = {"Content-Type": "Application/JSON; charset=utf-8"}
-    assert httpx.post(url + C, content=b'{"prompt": "x"}', headers=kind).status_code == 200
+    assert http.post(url + C, content=b'{"prompt": "x"}', headers=kind).status_code == 200
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -221,8 +221,8 @@ def test_dead_engine(stream: bool) -> None:
     engine.fail_with, engine.dead = EngineDead("The engine has ended."), "The engine has ended."
     with live(engine) as front:
         check_error(post(front.url, C, {"prompt": "x", "stream": stream}), 503, None, "The engine has ended.")
-        assert httpx.get(front.url + "/health").status_code == 503
-        check_error(httpx.get(front.url + "/ready"), 503, None, "The engine has ended.")
+        assert http.get(front.url + "/health").status_code == 503
+        check_error(http.get(front.url + "/ready"), 503, None, "The engine has ended.")
 
 
 @pytest.mark.parametrize("n", [1, 3])
@@ -239,6 +239,16 @@ def test_error_inside_a_stream_is_an_event_before_done(n: int) -> None:
         assert not engine.running
 
 
+def test_the_unforeseen_is_logged_but_not_told(caplog: pytest.LogCaptureFixture) -> None:
+    engine = FakeEngine()
+    engine.fail_with = ZeroDivisionError(f"{SECRET} in /etc/passwd")
+    with live(engine) as front:
+        response = post(front.url, C, {"prompt": "x"})
+        check_error(response, 500, None, "The server failed on this request; its log says why.")
+        assert SECRET in caplog.text
+        assert post(front.url, "/tokenize", {"prompt": "x"}).status_code == 200
+
+
 def test_body_limit() -> None:
     with live(max_body_bytes=2000) as front:
         message = "The body is larger than 2000 bytes, this server's limit (--max-body-bytes)."
@@ -247,16 +257,16 @@ def test_body_limit() -> None:
         def pieces() -> Any:
             yield from [b'{"prompt": "', *[b"x" * 100] * 30, b'"}']
 
-        response = httpx.post(front.url + C, content=pieces(), headers={"Content-Type": "application/json"})
+        response = http.post(front.url + C, content=pieces(), headers={"Content-Type": "application/json"})
         check_error(response, 413, None, message)
         assert post(front.url, C, {"prompt": "x"}).status_code == 200
 
 
 def test_huge_heads_are_refused_at_once(url: str) -> None:
     message = "The request line and headers are larger than 65536 bytes."
-    check_error(httpx.get(url + "/health", headers={"X-Big": "x" * 70_000}), 431, None, message)
-    check_error(httpx.get(url + "/health", headers={f"X-{i}": "x" * 100 for i in range(700)}), 431, None, message)
-    check_error(httpx.get(url + "/" + "x" * 60_000, headers={"X-Big": "x" * 10_000}), 431, None, message)
+    check_error(http.get(url + "/health", headers={"X-Big": "x" * 70_000}), 431, None, message)
+    check_error(http.get(url + "/health", headers={f"X-{i}": "x" * 100 for i in range(700)}), 431, None, message)
+    check_error(http.get(url + "/" + "x" * 60_000, headers={"X-Big": "x" * 10_000}), 431, None, message)
 
 
 def test_endless_header_is_cut_off(url: str) -> None:

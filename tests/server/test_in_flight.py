@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from front_fakes import FakeEngine
-from front_harness import LiveFront, events, live, post
+from front_harness import LiveFront, events, http, live, post
 
 LONG: Any = {"prompt": "x", "max_tokens": 400, "temperature": 0}
 
@@ -50,7 +50,7 @@ def test_a_client_that_leaves_frees_the_engine(extra: dict[str, Any], started: b
         eventually(lambda: not engine.running)
         assert len(engine.aborted) == sequences
         eventually(lambda: not front.service.running and not front.service.in_flight)
-        metrics = httpx.get(front.url + "/metrics").text
+        metrics = http.get(front.url + "/metrics").text
         assert 'quire:client_disconnects_total{engine="0",model_name="fake"} 1.0' in metrics
         assert f'finished_reason="abort",model_name="fake"}} {sequences}.0' in metrics
         assert post(front.url, "/v1/models", None).status_code == 405
@@ -115,18 +115,18 @@ def test_before_it_is_ready_and_while_it_drains_the_server_says_so() -> None:
     with live(ready=False) as front:
         front.service.phase = "starting (loading weights)"
         for path in ("/ready", "/health", "/v1/models"):
-            response = httpx.get(front.url + path)
+            response = http.get(front.url + path)
             assert response.status_code == 503
             assert "loading weights" in response.json()["error"]["message"]
         early = post(front.url, "/v1/completions", {"prompt": "x"})
         assert early.status_code == 503
         assert early.headers["connection"] == "close"
-        assert httpx.get(front.url + "/metrics").status_code == 200
+        assert http.get(front.url + "/metrics").status_code == 200
         front.open()
-        assert httpx.get(front.url + "/ready").status_code == 200
+        assert http.get(front.url + "/ready").status_code == 200
         front.service.phase = "draining"
-        assert httpx.get(front.url + "/ready").status_code == 503
-        assert httpx.get(front.url + "/health").status_code == 200
+        assert http.get(front.url + "/ready").status_code == 503
+        assert http.get(front.url + "/health").status_code == 200
         assert post(front.url, "/v1/completions", {"prompt": "x"}).status_code == 503
 
 
@@ -153,7 +153,7 @@ def test_counters_agree_with_what_clients_saw() -> None:
         for body in [{"prompt": "x", "max_tokens": 4}] * 3 + [{"prompt": "xyz", "max_tokens": 2, "n": 2}]:
             post(front.url, "/v1/completions", body)
         post(front.url, "/v1/completions", {"prompt": "x", "n": 99})
-        text = httpx.get(front.url + "/metrics").text
+        text = http.get(front.url + "/metrics").text
         labels = 'engine="0"'
         for line in (
             f'vllm:request_success_total{{{labels},finished_reason="length",model_name="fake"}} 5.0',

@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,22 @@ def leave(server: LiveServer, stream: bool, seconds: float) -> None:
         sock.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         sock.sendall(b"Content-Length: %d\r\n\r\n%s" % (len(body), body))
         time.sleep(seconds)
+
+
+def test_overload_is_refused_at_once(smollm2_path: Path) -> None:
+    with serving(str(smollm2_path), "--max-num-seqs", "1", "--max-num-queued-reqs", "2") as server:
+        running = Stream(server, max_tokens=200)
+        url, body = server.url + "/v1/completions", {**STORY, "max_tokens": 2}
+        with ThreadPoolExecutor(8) as pool:
+            answers = list(pool.map(lambda _: httpx.post(url, json=body, timeout=60), range(8)))
+        assert sorted(a.status_code for a in answers) == [200] * 2 + [429] * 6
+        refused = next(a for a in answers if a.status_code == 429)
+        assert int(refused.headers["retry-after"]) >= 1
+        assert refused.json()["error"]["type"] == "RateLimitError"
+        many = httpx.post(url, json={**body, "prompt": ["x"] * 9}, timeout=60)
+        assert many.status_code == 429  # all or nothing
+        assert len(running.finish()[0]) > 200
+        assert server.settle()["quire:rejected_requests_total"] == 7
 
 
 def test_streams_outlive_their_engine(server: LiveServer) -> None:

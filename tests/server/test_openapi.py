@@ -6,10 +6,9 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
-import httpx
 import pytest
 import schemathesis
-from front_harness import LiveFront, live
+from front_harness import LiveFront, http, live
 from hypothesis import HealthCheck, given, settings
 from hypothesis.errors import Unsatisfiable
 from schemathesis.checks import not_a_server_error
@@ -38,7 +37,7 @@ def test_no_generated_request_is_a_server_error(front: LiveFront) -> None:
 
 
 def test_description_covers_the_bodies(front: LiveFront) -> None:
-    description = httpx.get(front.url + "/openapi.json").json()
+    description = http.get(front.url + "/openapi.json").json()
     schemas = description["components"]["schemas"]
     assert schemas["CompletionRequest"]["properties"]["temperature"]["maximum"] == 2.0
     assert schemas["ChatRequest"]["required"] == ["messages"]

@@ -40,13 +40,7 @@ class EngineConfig(ModelSource):
 
     tokenizer: str | None = _model(None, "Where to take the tokenizer from, if not from the model.")
     skip_tokenizer_init: bool = _model(False, "Load no tokenizer: prompts and outputs are token ids.")
-    load_format: Literal["auto", "dummy"] = _model("auto", "auto reads the checkpoint; dummy makes random weights.")
-    quantization: str | None = _model(
-        None, "Quantisation method; detected from the checkpoint when left out.", "-q", metavar="METHOD"
-    )
-    dtype: Literal["auto", "float32", "float16", "bfloat16", "float", "half"] = _model(
-        "auto", "Arithmetic type. auto: float32 on CPU."
-    )
+    dtype: Literal["auto", "float32", "float"] = _model("auto", "Arithmetic type; this version computes in float32.")
     max_model_len: int | None = _model(
         None,
         "Longest prompt + output in tokens: 8192, 32k, or auto (the model's own, or what memory holds).",
@@ -55,12 +49,10 @@ class EngineConfig(ModelSource):
         high=2**31 - 1,
         metavar="TOKENS",
     )
-    seed: int = _model(
-        0, "Seed of requests that bring none (each still differs), and of dummy weights.", low=0, high=2**63 - 1
-    )
+    seed: int = _model(0, "Seed of requests that bring none (each still differs).", low=0, high=2**63 - 1)
     max_logprobs: int = _model(20, "Most logprobs a request may ask for.", low=0, high=10_000)
 
-    device: Literal["auto", "cpu", "cuda"] = _device("auto", "Where the model runs.")
+    device: Literal["auto", "cpu"] = _device("auto", "Where the model runs; this version runs on the CPU.")
     threads: int | None = _device(None, "CPU threads (default: the cores this process may use).", low=1, high=1024)
     memory: str = _device(
         "auto",

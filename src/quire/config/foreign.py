@@ -66,6 +66,8 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--cudagraph-capture-sizes",), _NO_COMPILE, ("*",), takes="many"),
     Foreign(("--max-cudagraph-capture-size",), _NO_COMPILE, ("*",)),
     Foreign(("--swap-space",), "preempted requests are computed again, not swapped", ("*",)),
+    Foreign(("--load-format",), "the format follows from the model", ("auto", "safetensors", "gguf")),
+    Foreign(("--quantization", "-q"), "the quantisation is the checkpoint's own", ("gguf",)),
     Foreign(("--tokenizer-mode",), "the tokenizer follows from the model", ("auto", "hf")),
     Foreign(("--config-format",), "the format follows from the model", ("auto", "hf")),
     Foreign(("--model-impl",), "the implementation follows from the model", ("auto",)),

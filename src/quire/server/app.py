@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from quire.server import system
 from quire.server.auth import RequireKey
-from quire.server.errors import HANDLED, error_response, on_error
+from quire.server.errors import HANDLED, error_of, error_response, on_error
 from quire.server.openai import chat, completions, models, tokens
 from quire.server.openai.fields import WARNING_HEADER
 from quire.server.service import Service, service_of
@@ -45,7 +45,10 @@ async def on_client_gone(request: Request, _: Exception) -> Response:
 
 
 class Account:
-    """ASGI middleware that counts requests in flight and by outcome."""
+    """ASGI middleware that counts requests in flight and by outcome, and answers where a route failed to.
+
+    (Starlette's own last resort raises on, which makes uvicorn cut the connection.)
+    """
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app = app
@@ -55,7 +58,7 @@ class Account:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status = 499
+        status = 0
 
         async def counted(message: Message) -> None:
             nonlocal status
@@ -67,7 +70,11 @@ class Account:
         service.in_flight += 1
         try:
             await self._app(scope, receive, counted)
+        except Exception as error:
+            if status:
+                raise
+            await error_of(error)(scope, receive, counted)
         finally:
             service.in_flight -= 1
             route = getattr(scope.get("route"), "path", "none")
-            service.account(route, scope["method"], status, time.monotonic() - started)
+            service.account(route, scope["method"], status or 499, time.monotonic() - started)

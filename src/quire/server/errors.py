@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from starlette.responses import Response
 from quire.engine.errors import EngineDead, QueueFull
 from quire.params import ParameterError
 
+logger = logging.getLogger("quire.server")
 _TYPES = {
     400: "BadRequestError",
     401: "AuthenticationError",
@@ -109,7 +111,7 @@ def internal_error() -> ApiError:
 
 
 def as_api_error(error: Exception) -> ApiError:
-    """What an exception of the validator or the engine means to a client; anything unknown is a 500."""
+    """What an exception of the validator or the engine means to a client; anything unknown is logged, and a 500."""
     match error:
         case ApiError():
             return error
@@ -124,6 +126,7 @@ def as_api_error(error: Exception) -> ApiError:
         case HTTPException():
             message = _DEFAULT_MESSAGES.get(error.status_code, "The request can't be served.")
             return ApiError(error.status_code, message, headers=error.headers)
+    logger.error("A request failed.", exc_info=error)
     return internal_error()
 
 
@@ -149,10 +152,14 @@ def field_path(loc: Sequence[str | int]) -> str | None:
     return path or None
 
 
-async def on_error(_: Request, error: Exception) -> Response:
-    """Exception handler of the whole application."""
+def error_of(error: Exception) -> Response:
     answer = as_api_error(error)
     return error_response(answer.status_code, answer.detail, answer.param, answer.headers)
 
 
-HANDLED = (HTTPException, RequestValidationError, ParameterError, QueueFull, EngineDead, Exception)
+async def on_error(_: Request, error: Exception) -> Response:
+    """Exception handler of the whole application, for the kinds in ``HANDLED``."""
+    return error_of(error)
+
+
+HANDLED = (HTTPException, RequestValidationError, ParameterError, QueueFull, EngineDead)

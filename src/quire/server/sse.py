@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from typing import Any, TypeVar
@@ -13,7 +12,6 @@ from starlette.types import Receive, Scope, Send
 
 from quire.server.errors import as_api_error
 
-logger = logging.getLogger("quire.server")
 _KEEP_ALIVE = b": keep-alive\n\n"
 _DONE = b"data: [DONE]\n\n"
 T = TypeVar("T")
@@ -84,10 +82,7 @@ class EventStream(Response):
         except Exception as error:
             if not self._started:
                 raise
-            answer = as_api_error(error)
-            if answer.status_code == 500:
-                logger.error("A stream failed.", exc_info=error)
-            await self._write(send, event(answer.body()))
+            await self._write(send, event(as_api_error(error).body()))
         finally:
             if keeper is not None:
                 keeper.cancel()

@@ -11,8 +11,7 @@ from quire.ops.cpu import _kernels
 from quire.ops.layouts import Dense, GroupedInt, Layout
 
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-GROUP_STEP = 16  # inputs the kernels take at a time
-MAX_GROUP = 256  # so that the sum over a group of 8-bit x 16-bit products fits 32 bits
+GROUP_STEP = 8  # inputs the kernels take at a time
 LANES = 16  # tokens of a page that attention takes at a time
 
 
@@ -68,8 +67,8 @@ def _check_grouped(layout: GroupedInt) -> None:
         raise ValueError(f"Grouped weights must have 4 or 8 bits, not {layout.bits}.")
     if layout.q.dtype != wanted:
         raise ValueError(f"Grouped weights of {layout.bits} bits must come as {wanted}, not {layout.q.dtype}.")
-    if layout.group % GROUP_STEP or not 0 < layout.group <= MAX_GROUP:
-        raise ValueError(f"A group must be a multiple of {GROUP_STEP} up to {MAX_GROUP}, not {layout.group}.")
+    if layout.group % GROUP_STEP or layout.group <= 0:
+        raise ValueError(f"A group must be a multiple of {GROUP_STEP}, not {layout.group}.")
     if k % layout.group:
         raise ValueError(f"The {k} inputs of a grouped weight must be a multiple of its group, {layout.group}.")
     for name, part in (("scale", layout.scale), ("minimum", layout.minimum)):
