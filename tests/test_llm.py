@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,8 +14,8 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
 @pytest.fixture(scope="module")
-def llm(smollm2_path: Path) -> Iterator[LLM]:
-    yield LLM(str(smollm2_path), max_model_len=512)
+def llm(smollm2_path: Path) -> LLM:
+    return LLM(str(smollm2_path), max_model_len=512)
 
 
 def test_texts_ids_and_dicts_are_the_same_prompt(llm: LLM) -> None:
@@ -97,7 +96,9 @@ def test_chat(llm: LLM) -> None:
 
 
 def test_without_a_tokenizer(smollm2_path: Path) -> None:
-    llm = LLM(str(smollm2_path), skip_tokenizer_init=True, max_model_len=64, dtype="float32", gpu_memory_utilization=0.9)
+    llm = LLM(
+        str(smollm2_path), skip_tokenizer_init=True, max_model_len=64, dtype="float32", gpu_memory_utilization=0.9
+    )
     output = llm.generate([[504, 3575, 282, 4649, 314]], GREEDY, use_tqdm=False)[0].outputs[0]
     assert output.text == ""
     assert len(output.token_ids) == 8

@@ -6,8 +6,9 @@ import itertools
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
+from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from quire.config.engine import DEFAULT_MODEL
@@ -85,7 +86,7 @@ class LLM:
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         encoded = [
             self._processor.encode_chat(
-                conversation,
+                cast(Messages, conversation),
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
                 variables=chat_template_kwargs,
@@ -101,7 +102,10 @@ class LLM:
         use_tqdm: bool,
         priority: Sequence[int] | None,
     ) -> list[RequestOutput]:
-        each = [params or self.get_default_sampling_params()] * len(prompts) if not _many(params) else list(params)  # type: ignore[arg-type]
+        if params is None or isinstance(params, SamplingParams):
+            each = [params or self.get_default_sampling_params()] * len(prompts)
+        else:
+            each = list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need one SamplingParams, or {len(prompts)}, not {len(each)}.")
         jobs = [
@@ -120,7 +124,7 @@ class LLM:
             for request in job.requests:
                 self._engine.add(request)
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
-        with Progress(*columns, disable=not use_tqdm, transient=False) as progress:
+        with Progress(*columns, console=Console(stderr=True), disable=not use_tqdm) as progress:
             task = progress.add_task("", total=len(jobs))
             start, tokens = time.monotonic(), 0
             while self._engine.has_work:
@@ -141,7 +145,3 @@ def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
         return [prompts]  # type: ignore[list-item]
     return list(prompts)  # type: ignore[arg-type]
-
-
-def _many(params: object) -> bool:
-    return isinstance(params, Sequence)

@@ -31,7 +31,6 @@ from quire.config.values import memory_bytes, parse_length
         ("enable_prefix_caching", "1", True),
         ("offline", "YES", True),
         ("threads", None, None),
-        ("dtype", "float32", "float32"),
         ("seed", 2**40, 2**40),
     ],
 )
@@ -54,7 +53,7 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "memory", "0", "no amount of memory"),
         (EngineConfig, "memory", float("nan"), "no amount of memory"),
         (EngineConfig, "memory", -0.5, "no amount of memory"),
-        (EngineConfig, "dtype", "int3", "must be one of auto, float32"),
+        (EngineConfig, "scheduling_policy", "lifo", "must be one of fcfs, priority"),
         (EngineConfig, "offline", "perhaps", "true or false"),
         (EngineConfig, "offline", 2, "true or false"),
         (EngineConfig, "model", 5, "takes text"),

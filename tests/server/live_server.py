@@ -26,8 +26,10 @@ class LiveServer:
         name, *command = module.split()
         env = {**os.environ, "PYTHONPATH": str(_SRC), **environment}
         self.process = subprocess.Popen(
-            [sys.executable, "-m", name, *command, "--port", "0", *arguments], stderr=subprocess.PIPE, text=True,
-            env=env
+            [sys.executable, "-m", name, *command, "--port", "0", *arguments],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=env,
         )
         self.lines: list[str] = []
         self.url = ""

@@ -6,12 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from front_fakes import FakeEngine
 from front_harness import LiveFront, events, http, live, post
+
+from quire.server.service import ModelCard
 
 LONG: Any = {"prompt": "x", "max_tokens": 400, "temperature": 0}
 
@@ -165,3 +168,19 @@ def test_counters_agree_with_what_clients_saw() -> None:
             f'quire:startup_seconds{{{labels},model_name="fake",phase="load"}} 0.1',
         ):
             assert line in text, line
+
+
+def test_names_of_a_model(tmp_path: Path) -> None:
+    folder = tmp_path / "Model-0.5B"
+    folder.mkdir()
+    (tmp_path / "m-1.5.gguf").touch()
+    assert ModelCard.of(str(folder), ()).names == ("Model-0.5B",)
+    assert ModelCard.of(f"{folder}/", ()).names == ("Model-0.5B",)
+    assert ModelCard.of(str(tmp_path / "m-1.5.gguf"), ()).names == ("m-1.5",)
+    assert ModelCard.of("pypi:small", ()).names == ("small",)
+    hub = ModelCard.of("org/Model", ())
+    assert hub.names == ("org/Model",)
+    served = ModelCard.of("org/Model", ("a", "b"))
+    assert served.names == ("a", "b")
+    assert served.accepted == {"a", "b"}
+    assert ModelCard.of("pypi:small", ()).accepted == {"small", "pypi:small"}

@@ -216,6 +216,7 @@ def test_streams_outlive_their_engine(server: LiveServer) -> None:
     ("arguments", "status", "message"),
     [
         (("/no/such/model.gguf",), 1, "There is no model"),
+        (("--memory", "1MB"), 1, "memory"),
         (("--host", "0.0.0.0"), 2, "--api-key"),
         (("--chat-template", "/no/such/template"), 2, "--chat-template"),
         (("--ssl-certfile", "/no/cert", "--ssl-keyfile", "/no/key"), 2, "--ssl-certfile"),

@@ -40,7 +40,6 @@ class EngineConfig(ModelSource):
 
     tokenizer: str | None = _model(None, "Where to take the tokenizer from, if not from the model.")
     skip_tokenizer_init: bool = _model(False, "Load no tokenizer: prompts and outputs are token ids.")
-    dtype: Literal["auto", "float32", "float"] = _model("auto", "Arithmetic type; this version computes in float32.")
     max_model_len: int | None = _model(
         None,
         "Longest prompt + output in tokens: 8192, 32k, or auto (the model's own, or what memory holds).",

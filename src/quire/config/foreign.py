@@ -68,6 +68,11 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--swap-space",), "preempted requests are computed again, not swapped", ("*",)),
     Foreign(("--load-format",), "the format follows from the model", ("auto", "safetensors", "gguf")),
     Foreign(("--quantization", "-q"), "the quantisation is the checkpoint's own", ("gguf",)),
+    Foreign(
+        ("--dtype",),
+        "arithmetic is in float32, as exact as the types it takes",
+        ("auto", "float32", "float", "float16", "half", "bfloat16"),
+    ),
     Foreign(("--tokenizer-mode",), "the tokenizer follows from the model", ("auto", "hf")),
     Foreign(("--config-format",), "the format follows from the model", ("auto", "hf")),
     Foreign(("--model-impl",), "the implementation follows from the model", ("auto",)),

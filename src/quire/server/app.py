@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 
 from fastapi import FastAPI, Request, Response
@@ -16,6 +17,8 @@ from quire.server.openai.fields import WARNING_HEADER
 from quire.server.service import Service, service_of
 from quire.server.sse import ClientGone
 from quire.version import __version__
+
+logger = logging.getLogger("quire.server")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -72,6 +75,7 @@ class Account:
             await self._app(scope, receive, counted)
         except Exception as error:
             if status:
+                logger.error("An answer broke off.", exc_info=error)
                 raise
             await error_of(error)(scope, receive, counted)
         finally:

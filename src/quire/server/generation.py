@@ -11,7 +11,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from quire.engine.client import EngineClient
-from quire.engine.messages import EngineRequest, TokenDelta, TokenLogprobs
+from quire.engine.errors import QueueFull
+from quire.engine.messages import EngineRequest, FinishReason, TokenDelta, TokenLogprobs
+from quire.params import ParameterError
 from quire.server.errors import ApiError, internal_error
 from quire.server.metrics import Metrics, Timings
 from quire.text.output import CompletionAssembler, OutputDelta, TextStream
@@ -73,12 +75,19 @@ class Generation:
     async def outputs(self) -> AsyncGenerator[Item, None]:
         """Each choice with what was added to it. Raises what ``EngineClient.generate`` raises, and ``ApiError``."""
         source = self._one(self.choices[0]) if len(self.choices) == 1 else self._merged()
+        reason: FinishReason | None = "abort"
         try:
             async with aclosing(source):
                 async for item in source:
                     yield item
+        except (QueueFull, ParameterError):
+            reason = None  # it never was in the engine
+            raise
+        except Exception:
+            reason = "error"
+            raise
         finally:
-            await self._close()
+            await self._close(reason)
 
     async def cancel(self) -> None:
         """End every unfinished choice with finish reason "abort"."""
@@ -160,13 +169,14 @@ class Generation:
         tokens = choice.assembler.num_tokens
         self.metrics.finished(reason, timings, len(choice.prompt.token_ids), choice.cached_tokens, tokens)
 
-    async def _close(self) -> None:
+    async def _close(self, reason: FinishReason | None) -> None:
+        """Stop what still runs, and account for it as ended for ``reason``."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for choice in self.choices:
-            if not choice.finished:
-                self._account(choice, "abort")
+            if reason is not None and not choice.finished:
+                self._account(choice, reason)
 
 
 def make_choices(

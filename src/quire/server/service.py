@@ -7,7 +7,7 @@ import logging
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
@@ -16,6 +16,7 @@ from fastapi import Request
 
 from quire.config.server import ServerConfig
 from quire.engine.client import EngineClient
+from quire.engine.errors import EngineDead
 from quire.engine.messages import EngineReady, EngineRequest, EngineStats
 from quire.params import ParameterError, SamplingParams
 from quire.server.auth import Keys
@@ -57,9 +58,10 @@ class ModelCard:
     @classmethod
     def of(cls, model: str, served: Sequence[str]) -> ModelCard:
         """Names for what the command line calls ``model``; a path shows as its last part only."""
-        own = (model.removeprefix("pypi:") if not Path(model).exists() else Path(model).stem or model,)
-        names = tuple(served) or own
-        return cls(names, frozenset((*names, *(() if served else (model,)))))
+        path = Path(model).expanduser()
+        own = path.resolve().name.removesuffix(".gguf") if path.exists() else model.removeprefix("pypi:")
+        names = tuple(served) or (own,)
+        return cls(names, frozenset(names if served else (own, model)))
 
     @property
     def name(self) -> str:
@@ -179,8 +181,9 @@ class Service:
 
     async def fail_all(self, message: str) -> None:
         """End everything in flight with a 503, as an error event where a stream has begun."""
-        for generation in [g for same_id in self.running.values() for g in same_id]:
-            await generation.fail(unavailable(message))
+        with suppress(EngineDead):  # then they have ended already
+            for generation in [g for same_id in self.running.values() for g in same_id]:
+                await generation.fail(unavailable(message))
 
 
 def service_of(request: Request) -> Service:

@@ -49,7 +49,7 @@ class Job:
             metrics.first_scheduled_time = delta.scheduled_time or metrics.first_scheduled_time
             metrics.first_token_time = delta.first_token_time or metrics.first_token_time
         if delta.prompt_logprobs is not None:
-            out.prompt_logprobs = [p and self._names.logprobs(p) for p in delta.prompt_logprobs]
+            out.prompt_logprobs = [None if p is None else self._names.logprobs(p) for p in delta.prompt_logprobs]
         assembler = self._collectors[index].assembler
         self._collectors[index].feed(delta)
         if self.finished and metrics is not None and metrics.finished_time is None:

@@ -31,7 +31,8 @@ class Answer(ABC, Generic[Body]):
         self.generation = generation
         self.model = service.card.name
         self.created = int(generation.arrival)
-        self.shapes = LogprobShapes(service.loaded.text.names, bool(body.return_tokens_as_token_ids))
+        self.text = service.loaded.text  # kept: the server may stop taking requests while this one is answered
+        self.shapes = LogprobShapes(self.text.names, bool(body.return_tokens_as_token_ids))
         self._keep_silent = keep_silent or bool(body.return_token_ids)
 
     @abstractmethod

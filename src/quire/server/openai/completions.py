@@ -139,7 +139,7 @@ class CompletionAnswer(Answer[CompletionRequest]):
     def _prompt_text(self, choice: Choice) -> str:
         if choice.prompt.text is not None:
             return choice.prompt.text
-        return self.service.loaded.text.decode(choice.prompt.token_ids)
+        return self.text.decode(choice.prompt.token_ids)
 
     def _logprobs(self, choice: Choice, out: OutputDelta, first: bool) -> CompletionLogprobs | None:
         if self.body.logprobs is None or out.logprobs is None:
@@ -152,5 +152,5 @@ class CompletionAnswer(Answer[CompletionRequest]):
         if not first or choice.prompt_logprobs is None:
             return self.shapes.completion(positions, out.token_ids, shifted)
         ids = choice.prompt.token_ids
-        offsets = [min(o, start) for o in token_offsets(self.service.loaded.text.stream(True), ids)]
+        offsets = [min(o, start) for o in token_offsets(self.text.stream(True), ids)]
         return self.shapes.completion(choice.prompt_logprobs + positions, ids + out.token_ids, offsets + shifted)

@@ -57,7 +57,7 @@ def _bias(value: Any) -> Any:
     try:
         return {_id(key): number for key, number in value.items()}
     except ValueError:
-        raise rule("must have token ids as its names, such as \"50256\".") from None
+        raise rule('must have token ids as its names, such as "50256".') from None
 
 
 def _id(key: str) -> int:
