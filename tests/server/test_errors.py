@@ -213,6 +213,7 @@ def test_full_queue(stream: bool) -> None:
             check_error(response, 429, None, "The server's queue is full (1024 requests); try again later.")
             assert response.headers["retry-after"] == "7"
         assert not front.service.running
+        assert "vllm:request_success_total{" not in http.get(front.url + "/metrics").text
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -237,6 +238,7 @@ def test_error_inside_a_stream_is_an_event_before_done(n: int) -> None:
         whole = post(front.url, C, {"prompt": "x", "n": n})
         check_error(whole, 500, None, "The server failed on this request; its log says why.")
         assert not engine.running
+        assert f'finished_reason="error",model_name="fake"}} {2 * n}.0' in http.get(front.url + "/metrics").text
 
 
 def test_the_unforeseen_is_logged_but_not_told(caplog: pytest.LogCaptureFixture) -> None:

@@ -133,6 +133,19 @@ def test_before_it_is_ready_and_while_it_drains_the_server_says_so() -> None:
         assert post(front.url, "/v1/completions", {"prompt": "x"}).status_code == 503
 
 
+def test_what_runs_is_answered_while_the_server_drains() -> None:
+    engine = FakeEngine(delay=0.01)
+    with live(engine) as front:
+        answers: list[httpx.Response] = []
+        body = {"prompt": [104, 105], "echo": True, "logprobs": 1, "max_tokens": 20}
+        thread = threading.Thread(target=lambda: answers.append(post(front.url, "/v1/completions", body)))
+        thread.start()
+        eventually(lambda: engine.running)
+        front.service.phase = "draining"
+        thread.join(10)
+        assert answers[0].json()["choices"][0]["text"].startswith("hi")
+
+
 def test_silence_is_filled_with_comments() -> None:
     with live(FakeEngine(delay=0.15), sse_keep_alive_interval=0.05) as front:
         text = post(front.url, "/v1/completions", {"prompt": "x", "max_tokens": 2, "stream": True}).text
