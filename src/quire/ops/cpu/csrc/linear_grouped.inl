@@ -42,7 +42,10 @@ QUIRE_INLINE void multiply_bytes(const uint8_t* data, int64_t panel_bytes, const
   }
 }
 
-// Inputs of a few rows as ``grouped_direct`` wants them.
+constexpr int kDirectHeight = 5;   // 5 rows x 2 vectors of sums, 2 packed, 2 unpacked, 1 broadcast: 15 registers
+constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for all tiles
+
+// Inputs of a tile of rows as ``grouped_direct`` wants them.
 struct DirectInputs {
   const float* values;  // [K][rows], for 4 bits times kNibbleScale
   const float* sums;    // [groups][rows], for weights with minimums
@@ -127,42 +130,52 @@ void grouped_direct_range(const Weight& w, int64_t begin, int64_t end, const Dir
 template <int Bits>
 void grouped_direct_rows(int rows, const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias,
                          float* out) {
-  static_assert(kTileRows == 6);
+  static_assert(kDirectHeight == 5);
   switch (rows) {
     case 1: return grouped_direct_range<Bits, 1>(w, begin, end, x, bias, out);
     case 2: return grouped_direct_range<Bits, 2>(w, begin, end, x, bias, out);
     case 3: return grouped_direct_range<Bits, 3>(w, begin, end, x, bias, out);
     case 4: return grouped_direct_range<Bits, 4>(w, begin, end, x, bias, out);
-    case 5: return grouped_direct_range<Bits, 5>(w, begin, end, x, bias, out);
-    default: return grouped_direct_range<Bits, 6>(w, begin, end, x, bias, out);
+    default: return grouped_direct_range<Bits, 5>(w, begin, end, x, bias, out);
   }
 }
 
-DirectInputs direct_inputs(Pool& pool, const Weight& w, const float* x, int64_t rows) {
-  const int64_t groups = w.has_min ? w.groups() : 0;
-  Arena arena{static_cast<uint8_t*>(pool.scratch(0, 0, rows * (w.k + groups) * 4 + 128))};
-  float* values = arena.take<float>(rows * w.k);
-  float* sums = arena.take<float>(rows * groups);
+// Fills the inputs of a tile of ``rows`` rows from ``x`` on.
+void direct_inputs(const Weight& w, const float* x, int64_t rows, float* values, float* sums) {
   for (int64_t m = 0; m < rows; ++m) {
     const float* row = x + m * w.k;
-    for (int64_t k = 0; k < w.k; ++k) values[k * rows + m] = w.bits == 4 ? row[k] * kNibbleScale[k % 8] : row[k];
-    for (int64_t g = 0; g < groups; ++g) {
+    for (int64_t k = 0; k < w.k; k += 8) {
+      for (int i = 0; i < 8; ++i) values[(k + i) * rows + m] = w.bits == 4 ? row[k + i] * kNibbleScale[i] : row[k + i];
+    }
+    if (!w.has_min) continue;
+    for (int64_t g = 0; g < w.groups(); ++g) {
       F8 total = zero();
       for (int k = 0; k < w.group; k += 8) total = add(total, load(row + g * w.group + k));
       sums[g * rows + m] = sum_lanes(total);
     }
   }
-  return {values, sums};
 }
 
 template <int Bits>
 void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out) {
-  const DirectInputs inputs = direct_inputs(pool, w, x, rows);
-  const int64_t panels = w.panels(), together = direct_panels(static_cast<int>(rows));
+  const Tiles tiles(rows, kDirectHeight);
+  const int64_t groups = w.has_min ? w.groups() : 0;
+  Arena arena{static_cast<uint8_t*>(pool.scratch(0, 0, rows * (w.k + groups) * 4 + 128))};
+  float* values = arena.take<float>(rows * w.k);
+  float* sums = arena.take<float>(rows * groups);
+  parallel(pool, tiles.count, [&](int64_t t, int) {
+    const int64_t row = tiles.start(t);
+    direct_inputs(w, x + row * w.k, tiles.height(t), values + row * w.k, sums + row * groups);
+  });
+  const int64_t panels = w.panels(), together = direct_panels(tiles.height(0));
   const int64_t a_task = ((kDirectTaskBytes + w.panel_bytes() - 1) / w.panel_bytes() + together - 1) / together * together;
   parallel(pool, (panels + a_task - 1) / a_task, [&](int64_t task, int) {
     const int64_t begin = task * a_task, end = begin + a_task < panels ? begin + a_task : panels;
-    grouped_direct_rows<Bits>(static_cast<int>(rows), w, begin, end, inputs, bias, out);
+    for (int64_t t = 0; t < tiles.count; ++t) {  // the task's weights stay in L1
+      const int64_t row = tiles.start(t);
+      const DirectInputs inputs{values + row * w.k, sums + row * groups};
+      grouped_direct_rows<Bits>(tiles.height(t), w, begin, end, inputs, bias, out + row * w.n);
+    }
   });
 }
 
@@ -197,7 +210,7 @@ void unpack_panel(const Weight& w, int64_t panel, int64_t k, int64_t count, floa
 
 template <int Bits>
 void linear_grouped_bits(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out) {
-  if (rows <= kTileRows) return linear_direct<Bits>(pool, x, rows, w, bias, out);
+  if (rows <= kDirectRows) return linear_direct<Bits>(pool, x, rows, w, bias, out);
   linear_tiled(pool, x, rows, w, bias, out, w.group, [&](int64_t first) {
     return [&w, panel = first / 8](int64_t k, int64_t count, float* block) {
       unpack_panel<Bits>(w, panel, k, count, block);

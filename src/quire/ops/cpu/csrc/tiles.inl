@@ -2,11 +2,11 @@
 
 constexpr int kTileRows = 6;  // 6 rows x 2 vectors of sums, 2 of weights, 1 broadcast: 15 registers
 
-// Rows are cut into tiles of at most kTileRows, as even as can be.
+// Rows are cut into tiles of at most ``highest``, as even as can be.
 struct Tiles {
   int64_t rows, count;
 
-  explicit Tiles(int64_t all_rows) : rows(all_rows), count((all_rows + kTileRows - 1) / kTileRows) {}
+  explicit Tiles(int64_t all_rows, int highest = kTileRows) : rows(all_rows), count((all_rows + highest - 1) / highest) {}
   int64_t start(int64_t tile) const { return tile * (rows / count) + (tile < rows % count ? tile : rows % count); }
   int height(int64_t tile) const { return static_cast<int>(start(tile + 1) - start(tile)); }
 };
