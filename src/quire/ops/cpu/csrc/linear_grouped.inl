@@ -43,6 +43,7 @@ QUIRE_INLINE void multiply_bytes(const uint8_t* data, int64_t panel_bytes, const
 }
 
 constexpr int kDirectHeight = 5;   // 5 rows x 2 vectors of sums, 2 packed, 2 unpacked, 1 broadcast: 15 registers
+constexpr int64_t kPrefetchBytes = 16 * 1024;
 constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for all tiles
 
 // Inputs of a tile of rows as ``grouped_direct`` wants them.
@@ -59,6 +60,8 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
   const int64_t panel_bytes = w.panel_bytes(), block_bytes = w.block_bytes(), head = w.head_bytes();
   const int64_t scale_bytes = 8 * bytes_of(w.type), groups = w.groups();
   const int vectors = w.group * Bits / 32;
+  // Panels are short streams, which the processor's own prefetching misses: fetch what the next call reads.
+  const int64_t ahead = Panels * panel_bytes < kPrefetchBytes ? Panels * panel_bytes : 1024;
   const float* a = x.values;
   F8 sum[Rows][Panels];
   QUIRE_UNROLL
@@ -77,12 +80,12 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
         for (int s = 0; s < kSums; ++s) acc[m][p][s] = zero();
       }
     }
+    for (int64_t i = 0; i < block_bytes; i += 64) {
+      QUIRE_UNROLL
+      for (int p = 0; p < Panels; ++p) __builtin_prefetch(block + p * panel_bytes + ahead + i);
+    }
     const uint8_t* data = block + head;
     for (int v = 0; v < vectors; ++v, data += 32, a += 32 / Bits * Rows) {
-      QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) {
-        if (v % 2 == 0) __builtin_prefetch(data + p * panel_bytes + 1024);
-      }
       if constexpr (Bits == 4) {
         I8 packed[Panels];
         QUIRE_UNROLL
