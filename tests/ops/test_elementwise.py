@@ -62,7 +62,8 @@ def test_activations_at_the_ends(ops: Ops) -> None:
     for activation in ("silu", "gelu", "gelu_tanh", "relu"):
         got = ops.gate_up_act(torch.cat((x, torch.ones(8)))[None], activation)[0]
         assert got[0].isnan()
-        assert got[[1, 3, 4, 6]].tolist() == [inf, 1000.0, 0.0, 90.0]
+        assert not got[1].isfinite()  # torch's own gelu gives inf or nan, depending on the processor
+        assert got[[3, 4, 6]].tolist() == [1000.0, 0.0, 90.0]
         assert got[[2, 5]].abs().max() < 1e-30
 
 
