@@ -6,8 +6,10 @@ heads, ``D`` head size, ``N`` outputs, ``K`` inputs.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 
@@ -52,6 +54,37 @@ class SampleStep:
     position: torch.Tensor  # [R] int64: index of the sampled token in its sequence
 
 
+@dataclass(frozen=True)
+class Routing:
+    """How a token chooses ``top_k`` of E experts, from the scores of its router logits.
+
+    ``softmax`` and ``sigmoid`` score all experts; ``sparsemixer`` (arXiv:2409.12136, as Phi-3.5-MoE runs it) takes one
+    expert after the other, each weighed by a softmax over the logits within ``2 * jitter`` of the best of those left.
+    A bias added to the scores decides only which experts are taken. With ``groups`` the experts of all but the
+    ``top_groups`` best groups are left out; a group is as good as its best ``group_score`` scores (bias included) add
+    up to. ``renormalize``: the weights of a token add up to one. ``scale`` multiplies them at last.
+    """
+
+    top_k: int
+    scoring: Literal["softmax", "sigmoid", "sparsemixer"] = "softmax"
+    renormalize: bool = False
+    scale: float = 1.0
+    groups: int = 1
+    top_groups: int = 1
+    group_score: int = 1
+    jitter: float = 0.0
+
+
+@dataclass(frozen=True)
+class Routes:
+    """Which experts a step's tokens go to: R = T * top_k rows, one for each choice, sorted by expert (then by token)."""
+
+    rows: torch.Tensor  # [R] int32: the token of each row
+    offsets: torch.Tensor  # [E + 1] int32: expert e has the rows from offsets[e] to offsets[e + 1]
+    places: torch.Tensor  # [T, top_k] int32: the rows of each token
+    weights: torch.Tensor  # [T, top_k] float32
+
+
 class Weight(Protocol):
     """A packed weight: opaque, but for its shape ``(N, K)`` and its bytes."""
 
@@ -64,6 +97,13 @@ class Weight(Protocol):
 
 class Ops(Protocol):
     name: str
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
+        """Run ``function`` and return its replay, which reads its inputs from where they lay. ``None``: can't be had.
+
+        The replay's result is overwritten by the next replay.
+        """
+        ...
 
     def pack(self, layout: Layout) -> Weight:
         """Reorder weights into what this backend's kernels read."""
@@ -84,7 +124,36 @@ class Ops(Protocol):
         ...
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
-        """``act(x[:, :F]) * x[:, F:]`` for ``x [T, 2F]``."""
+        """``act(x[:, :F]) * x[:, F:]`` for ``x [T, 2F]``.
+
+        ``swiglu_oss`` (gpt-oss): ``g * sigmoid(1.702 g) * (u + 1)`` of g at most 7 and u within 7 of zero.
+        """
+        ...
+
+    def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
+        """Pack matrices of one shape ``[N, K]``, each in a layout of its own, for ``grouped_linear``: experts, or heads."""
+        ...
+
+    def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
+        """Choose experts by ``logits [T, E]``; ``bias [E]`` as ``Routing`` says. Not-a-number logits give such weights."""
+        ...
+
+    def grouped_linear(
+        self,
+        x: torch.Tensor,
+        stack: Weight,
+        offsets: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Rows ``offsets[e]`` to ``offsets[e + 1]`` of ``x [R, K]`` times matrix e of the stack, plus ``bias[e]``: ``[R, N]``.
+
+        ``bias [E, N]``. With ``rows [R] int32``, row r is ``x[rows[r]]``.
+        """
+        ...
+
+    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
+        """Each token's rows of ``y [R, N]``, weighed and added: ``[T, N]``."""
         ...
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
@@ -123,10 +192,14 @@ class Ops(Protocol):
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Causal attention of each sequence's queries over its pages: ``[T, H * D]``.
 
         ``window``: a query sees itself and the ``window - 1`` positions before it. ``softcap``: ``c * tanh(s / c)``.
+        ``sinks [H] float32``: a logit of each head that takes part in the softmax, with a value of zero.
+        ``alibi_slopes [H] float32`` (arXiv:2108.12409): the scores gain slope times (key's position - query's).
         """
         ...
 

@@ -10,6 +10,7 @@ from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import KVGroup, SlotResult, SlotWork, StepPlan
 from quire.model.decoder import Decoder, kv_windows
 from quire.ops.backend import Ops, Pages
+from quire.runtime.graphs import DecodeGraphs
 from quire.runtime.memory import MemoryPlan
 from quire.runtime.sampler import LOGPROB_ROWS, Sampler, token_logprobs
 from quire.runtime.state import SlotState
@@ -33,6 +34,7 @@ class ModelRunner:
         self._state = SlotState(slots, plan.max_model_len, plan.page_size, plan.groups)
         self._sampler = Sampler(ops, slots, spec.vocab_size)
         self._pages = _new_pages(decoder, ops, plan, kv_dtype)
+        self._graphs = DecodeGraphs(decoder, ops, self._pages, -(-plan.max_model_len // plan.page_size))
 
     def execute(self, plan: StepPlan) -> list[SlotResult]:
         for slot in plan.release:
@@ -49,21 +51,24 @@ class ModelRunner:
 
     def _run(self, work: Sequence[SlotWork]) -> list[SlotResult]:
         step = self._state.step(work)
+        if all(w.count == 1 and w.sample for w in work):
+            sampled = self._sample(self._graphs.logits(step), [w.slot for w in work])
+            self._state.advance(work)
+            return list(sampled.values())
         hidden = self._decoder.forward(step, self._pages)
         ends = step.attention[0].query_start[1:].to(torch.int64)
         prompt_logprobs = self._prompt_logprobs(work, hidden, ends)
         sampling = [i for i, w in enumerate(work) if w.sample]
-        results = self._sample(work, hidden, ends, sampling) if sampling else {}
+        results: dict[int, SlotResult] = {}
+        if sampling:
+            logits = self._decoder.logits(hidden[ends[sampling] - 1])
+            results = self._sample(logits, [work[i].slot for i in sampling])
         self._state.advance(work)
         for slot, values in prompt_logprobs.items():
             results.setdefault(slot, SlotResult(slot)).prompt_logprobs = values
         return list(results.values())
 
-    def _sample(
-        self, work: Sequence[SlotWork], hidden: torch.Tensor, ends: torch.Tensor, sampling: list[int]
-    ) -> dict[int, SlotResult]:
-        slots = [work[i].slot for i in sampling]
-        logits = self._decoder.logits(hidden[ends[sampling] - 1])
+    def _sample(self, logits: torch.Tensor, slots: list[int]) -> dict[int, SlotResult]:
         tokens, logprobs = self._sampler.sample(logits, slots, self._state)
         results: dict[int, SlotResult] = {}
         for slot, token, values in zip(slots, tokens, logprobs, strict=True):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from quire.ops.backend import AttentionStep, Pages, SampleStep, Weight
 from quire.ops.cpu import _kernels, weights
+from quire.ops.cpu.recording import Arena, NotRecordable, Recording, record
 from quire.ops.cpu.weights import CpuPages, CpuWeight
 from quire.ops.layouts import Layout
 
@@ -21,8 +24,26 @@ class CpuOps:
     def __init__(self, threads: int, portable: bool = False) -> None:
         self._engine = _kernels.engine(threads, int(portable))
         self._steps: dict[int, tuple[AttentionStep, AttentionStep, object]] = {}
+        self._arena = Arena()
+        self._recording = False
         self.threads = threads
         self.instruction_set: str = _kernels.engine_name(self._engine)
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Recording | None:
+        self._steps.clear()
+        self._recording = True
+        try:
+            recording = record(self._engine, function)
+        except NotRecordable:
+            return None
+        finally:
+            self._recording = False
+        recording.keep = (self._arena, *self._steps.values())
+        self._steps.clear()
+        return recording
+
+    def _empty(self, *shape: int) -> torch.Tensor:
+        return self._arena.take(shape, torch.float32) if self._recording else torch.empty(shape)
 
     def pack(self, layout: Layout) -> CpuWeight:
         return weights.pack(self._engine, layout)
@@ -31,7 +52,7 @@ class CpuOps:
         packed = _packed(weight)
         ids = _checked(ids, torch.int64)
         count = ids.shape[0]
-        out = torch.empty(count, packed.shape[1])
+        out = self._empty(count, packed.shape[1])
         _kernels.embed(self._engine, packed.handle, ids.data_ptr(), count, multiplier, out.data_ptr())
         return out
 
@@ -42,7 +63,7 @@ class CpuOps:
         rows, width = x.shape
         if weight.shape[0] != width or (residual is not None and residual.shape != x.shape):
             raise ValueError(f"rms_norm: weight or residual does not fit rows of {width}.")
-        out = torch.empty_like(x)
+        out = self._empty(rows, width)
         if residual is None:
             total, address = x, 0
         else:
@@ -58,7 +79,7 @@ class CpuOps:
         n, k = packed.shape
         if width != k or (bias is not None and bias.shape[0] != n):
             raise ValueError(f"linear: input of width {width} (or the bias) does not fit a weight of {n} x {k}.")
-        out = torch.empty(rows, n)
+        out = self._empty(rows, n)
         bias = None if bias is None else _checked(bias, torch.float32)
         _kernels.linear(self._engine, x.data_ptr(), rows, packed.handle, _address(bias), out.data_ptr())
         return out
@@ -66,7 +87,7 @@ class CpuOps:
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         x = _checked(x, torch.float32)
         rows, double = x.shape
-        out = torch.empty(rows, double // 2)
+        out = self._empty(rows, double // 2)
         _kernels.gate_up_act(self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr())
         return out
 
@@ -123,7 +144,7 @@ class CpuOps:
         if q.dtype is not torch.float32 or q.stride(1) != 1:
             q = q.float().contiguous()
         rows, q_stride = q.shape[0], q.stride(0)
-        out = torch.empty(rows, heads * head_dim)
+        out = self._empty(rows, heads * head_dim)
         _kernels.attention(
             self._engine,
             _handle(pages, kv_heads, head_dim),

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
-from quire.ops.backend import AttentionStep, Pages, SampleStep, Weight
+from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
 from quire.ops.layouts import Layout
+from quire.ops.reference.routing import route
 from quire.ops.reference.sampling import sample
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
@@ -23,7 +24,7 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class DequantizedWeight:
-    """A weight as float32 ``[N, K]``."""
+    """A weight as float32 ``[N, K]``; a stack's matrices lie one after another."""
 
     matrix: torch.Tensor
 
@@ -40,6 +41,9 @@ class ReferenceOps:
     """Pages lie as ``[pages, page_size, kv_heads, head_dim]``."""
 
     name = "reference"
+
+    def record(self, function: Callable[[], torch.Tensor]) -> None:
+        return None
 
     def pack(self, layout: Layout) -> DequantizedWeight:
         return DequantizedWeight(layout.dequantize())
@@ -59,7 +63,35 @@ class ReferenceOps:
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
+        if activation == "swiglu_oss":
+            gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0) + 1.0
+            return gate * torch.sigmoid(1.702 * gate) * up
         return ACTIVATIONS[activation](gate) * up
+
+    def pack_stack(self, layouts: Iterable[Layout]) -> DequantizedWeight:
+        return DequantizedWeight(torch.cat([layout.dequantize() for layout in layouts]))
+
+    def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
+        return route(logits, routing, bias)
+
+    def grouped_linear(
+        self,
+        x: torch.Tensor,
+        stack: Weight,
+        offsets: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        x = x if rows is None else x[rows.long()]
+        matrices = _matrix(stack).chunk(len(offsets) - 1)
+        out = x.new_empty(x.shape[0], matrices[0].shape[0])
+        bounds = offsets.tolist()
+        for e, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+            out[begin:end] = F.linear(x[begin:end], matrices[e], None if bias is None else bias[e].float())
+        return out
+
+    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
+        return torch.einsum("tkn,tk->tn", y[routes.places.long()], routes.weights)
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
         return self.new_pages_on(num_pages, page_size, kv_heads, head_dim, dtype, torch.device("cpu"))
@@ -111,6 +143,8 @@ class ReferenceOps:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
         out = torch.empty_like(q)
         starts, lengths = step.query_start.tolist(), step.context_len.tolist()
@@ -127,10 +161,16 @@ class ReferenceOps:
                 scores = softcap * torch.tanh(scores / softcap)
             query_pos = torch.arange(length - count, length, device=q.device)[:, None]
             key_pos = torch.arange(first, length, device=q.device)[None, :]
+            if alibi_slopes is not None:
+                scores += alibi_slopes.view(kv_heads, -1, 1, 1) * (key_pos - query_pos)
             hidden = key_pos > query_pos
             if window is not None:
                 hidden |= key_pos <= query_pos - window
-            probs = scores.masked_fill(hidden, float("-inf")).softmax(dim=-1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+            if sinks is not None:
+                column = sinks.view(kv_heads, -1, 1, 1).expand(-1, -1, count, 1)
+                scores = torch.cat((scores, column), dim=-1)
+            probs = scores.softmax(dim=-1)[..., : length - first]
             out[rows] = torch.einsum("ghqk,kgd->qghd", probs, v).reshape(count, heads * head_dim)
         return out
 

@@ -14,6 +14,7 @@ struct Item {
   int64_t first_position;         // of the first query
   int64_t kv_begin, kv_end;
   float* partial;                 // [rows][2 + D]: maximum, sum, unnormalised output; null: the tile is not split
+  bool leads;                     // the tile's first: it counts the sinks
 };
 
 struct AttentionContext {
@@ -150,8 +151,20 @@ struct RowState {
   float* decay;  // what the block at hand multiplies earlier output by
 };
 
-// Scores [begin, end) of a row count; the others, to ``width``, become probability 0.
-void soften_row(float* scores, int64_t begin, int64_t end, int64_t width, float softcap, const RowState& state, int64_t row) {
+// scores [begin, end) += slope * (index - position)
+QUIRE_INLINE void add_slope(float* scores, int64_t begin, int64_t end, float slope, int64_t position) {
+  constexpr float kLanes[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const F8 lanes = load(kLanes);
+  for (int64_t i = begin / 8 * 8; i < end; i += 8) {
+    const F8 distance = add(lanes, set1(static_cast<float>(i - position)));
+    store(scores + i, fma(set1(slope), distance, load(scores + i)));
+  }
+}
+
+// Scores [begin, end) of a row count; the others, to ``width``, become probability 0. ``position``: the query's, counted
+// from the block's first token.
+void soften_row(float* scores, int64_t begin, int64_t end, int64_t width, float softcap, float slope, int64_t position,
+                const RowState& state, int64_t row) {
   if (begin >= end) {
     memset(scores, 0, width * 4);
     state.decay[row] = 1.0f;
@@ -168,6 +181,7 @@ void soften_row(float* scores, int64_t begin, int64_t end, int64_t width, float 
       store(scores + i, select(equal(s, set1(-INFINITY)), s, capped));
     }
   }
+  if (slope != 0.0f) add_slope(scores, begin, end, slope, position);
   for (int64_t i = 0; i < width; i += 8) top = vmax(top, load(scores + i));
   const float before = state.maximum[row], in_block = max_lanes(top);
   const float now = in_block > before ? in_block : before;
@@ -231,7 +245,9 @@ void attend_block(const AttentionContext& c, const Item& item, const ItemBuffers
     int64_t begin = item.kv_begin, end = position + 1 < stop ? position + 1 : stop;
     if (c.args.window > 0 && position - c.args.window + 1 > begin) begin = position - c.args.window + 1;
     begin = begin > start ? begin - start : 0;
-    soften_row(b.scores + row * b.block, begin, end - start, count * kLane, c.args.softcap, b.state, row);
+    const float slope = c.args.slopes ? c.args.slopes[item.head * c.share + row % c.share] : 0.0f;
+    soften_row(b.scores + row * b.block, begin, end - start, count * kLane, c.args.softcap, slope, position - start, b.state,
+               row);
   }
   for (int64_t t = 0; t < tiles.count; ++t) {
     const int64_t row = tiles.start(t);
@@ -253,6 +269,9 @@ void attend_item(Pool& pool, int thread, const AttentionContext& c, const Item& 
     const int64_t token = item.first_query + row / c.share, head = item.head * c.share + row % c.share;
     const float* source = c.args.q + token * c.args.q_stride + head * dim;
     for (int64_t d = 0; d < dim; d += 8) store(b.q + row * dim + d, mul(load(source + d), scale));
+    if (!c.args.sinks || !item.leads) continue;
+    b.state.maximum[row] = c.args.sinks[head];
+    b.state.sum[row] = 1.0f;
   }
   for (int64_t start = item.kv_begin / kLane * kLane; start < item.kv_end; start += b.block) {
     switch (c.pages.type) {
@@ -306,7 +325,7 @@ void each_tile(const AttentionContext& c, Visit&& visit) {
       int64_t begin = c.args.window > 0 ? position - c.args.window + 1 : 0;
       begin = begin > 0 ? begin : 0;
       for (int64_t g = 0; g < c.pages.kv_heads; ++g) {
-        visit(Item{s, g, first + i, queries, position, begin, position + queries, nullptr});
+        visit(Item{s, g, first + i, queries, position, begin, position + queries, nullptr, true});
       }
     }
   }
@@ -339,6 +358,7 @@ void attention(Pool& pool, const AttentionArgs& args, const PageTensors& pages, 
       Item& item = list[filled++] = tile;
       item.kv_begin = tile.kv_begin + tokens * i / splits;
       item.kv_end = tile.kv_begin + tokens * (i + 1) / splits;
+      item.leads = i == 0;
       if (splits == 1) continue;
       item.partial = partial;
       partial += tile.queries * c.share * c.partial_floats();

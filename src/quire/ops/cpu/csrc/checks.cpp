@@ -38,4 +38,32 @@ const char* check_attention(const AttentionArgs& args, const PageTensors& pages,
   return nullptr;
 }
 
+const char* check_route(const RouteArgs& a) {
+  if (a.top_k < 1 || a.top_k > a.experts) return "A token must choose from 1 to all experts.";
+  if (a.groups < 1 || a.experts % a.groups || a.top_groups < 1 || a.top_groups > a.groups) {
+    return "The experts do not fall into the groups.";
+  }
+  const int64_t size = a.experts / a.groups;
+  if (a.group_score < 1 || a.group_score > size || a.top_k > a.top_groups * size) return "A group has too few experts.";
+  return nullptr;
+}
+
+const char* check_grouped(const GroupedArgs& a) {
+  if (a.offsets[0] != 0 || a.offsets[a.count] != a.row_count) return "The offsets do not fit the rows.";
+  for (int64_t e = 0; e < a.count; ++e) {
+    if (a.offsets[e + 1] < a.offsets[e]) return "The offsets do not rise.";
+  }
+  for (int64_t r = 0; a.rows && r < a.row_count; ++r) {
+    if (a.rows[r] < 0 || a.rows[r] >= a.tokens) return "A row is outside the input.";
+  }
+  return nullptr;
+}
+
+const char* check_combine(const CombineArgs& a) {
+  for (int64_t i = 0; i < a.tokens * a.top_k; ++i) {
+    if (a.places[i] < 0 || a.places[i] >= a.row_count) return "A place is outside the rows.";
+  }
+  return nullptr;
+}
+
 }  // namespace quire

@@ -63,11 +63,24 @@ QUIRE_INLINE F8 activate(F8 x) {
 }
 
 template <Activation A>
+QUIRE_INLINE F8 gated(F8 gate, F8 up) {
+  if constexpr (A == Activation::swiglu_oss) {  // the values come second: NaN passes
+    const F8 limit = set1(7.0f);
+    gate = vmin(limit, gate);
+    up = vmax(sub(zero(), limit), vmin(limit, up));
+    const F8 sigmoid_inverse = add(set1(1.0f), vexp(mul(set1(-1.702f), gate)));
+    return mul(div(gate, sigmoid_inverse), add(up, set1(1.0f)));
+  } else {
+    return mul(activate<A>(gate), up);
+  }
+}
+
+template <Activation A>
 void gate_up_row(const float* gate, const float* up, int64_t width, float* out) {
   int64_t i = 0;
-  for (; i + 8 <= width; i += 8) store(out + i, mul(activate<A>(load(gate + i)), load(up + i)));
+  for (; i + 8 <= width; i += 8) store(out + i, gated<A>(load(gate + i), load(up + i)));
   if (i < width) {
-    store_lanes(out + i, mul(activate<A>(load_lanes(gate + i, width - i)), load_lanes(up + i, width - i)), width - i);
+    store_lanes(out + i, gated<A>(load_lanes(gate + i, width - i), load_lanes(up + i, width - i)), width - i);
   }
 }
 
@@ -75,7 +88,7 @@ void gate_up_act(Pool& pool, const float* x, int64_t rows, int64_t width, Activa
   using Row = void (*)(const float*, const float*, int64_t, float*);
   constexpr Row kRows[] = {gate_up_row<Activation::silu>, gate_up_row<Activation::gelu>,
                            gate_up_row<Activation::gelu_tanh>, gate_up_row<Activation::relu>,
-                           gate_up_row<Activation::relu2>};
+                           gate_up_row<Activation::relu2>, gate_up_row<Activation::swiglu_oss>};
   const Row run = kRows[static_cast<int>(activation)];
   parallel_rows(pool, rows, 2 * width,
                 [&](int64_t row) { run(x + row * 2 * width, x + (row * 2 + 1) * width, width, out + row * width); });

@@ -8,7 +8,8 @@
 
 namespace quire {
 
-enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2 };
+enum class Activation : int { silu, gelu, gelu_tanh, relu, relu2, swiglu_oss };
+enum class Scoring : int { softmax, sigmoid, sparsemixer };
 
 // k [pages, kv_heads, head_dim, page_size], v [pages, kv_heads, page_size, head_dim]
 struct PageTensors {
@@ -53,6 +54,50 @@ struct AttentionArgs {
   float scale;
   int64_t window;  // 0: all
   float softcap;   // 0: none
+  const float* sinks = nullptr;   // [H]
+  const float* slopes = nullptr;  // [H]
+};
+
+struct RouteArgs {
+  const float* logits;  // [T, E]
+  int64_t tokens;
+  int64_t experts;
+  const float* bias;  // [E], or null
+  int64_t top_k;
+  Scoring scoring;
+  bool renormalize;
+  float scale;
+  int64_t groups;
+  int64_t top_groups;
+  int64_t group_score;
+  float jitter;
+  int32_t* rows;     // [T * top_k]
+  int32_t* offsets;  // [E + 1]
+  int32_t* places;   // [T, top_k]
+  float* weights;    // [T, top_k]
+};
+
+struct GroupedArgs {
+  const float* x;  // [R, K], or [tokens, K] with ``rows``
+  int64_t tokens;
+  const int32_t* rows;  // [R], or null
+  int64_t row_count;    // R
+  const Weight* stack;
+  int64_t count;           // of matrices
+  const int32_t* offsets;  // [count + 1]
+  const float* bias;       // [count, N], or null
+  float* out;              // [R, N]
+};
+
+struct CombineArgs {
+  const float* y;  // [R, width]
+  int64_t row_count;
+  int64_t width;
+  int64_t tokens;
+  int64_t top_k;
+  const int32_t* places;  // [T, top_k]
+  const float* weights;   // [T, top_k]
+  float* out;             // [T, width]
 };
 
 struct SampleArgs {
@@ -78,6 +123,9 @@ struct Kernels {
   void (*store)(Pool&, const StoreArgs&, const PageTensors&, const Step&);
   void (*attention)(Pool&, const AttentionArgs&, const PageTensors&, const Step&);
   void (*sample)(Pool&, const SampleArgs&);
+  void (*route)(Pool&, const RouteArgs&);
+  void (*grouped_linear)(Pool&, const GroupedArgs&);
+  void (*combine)(Pool&, const CombineArgs&);
 };
 
 const Kernels& portable_kernels();

@@ -27,6 +27,7 @@ namespace {
 #include "elementwise.inl"
 #include "attention.inl"
 #include "sample.inl"
+#include "moe.inl"
 constexpr const char* kName = "avx2";
 #include "table.inl"
 }  // namespace

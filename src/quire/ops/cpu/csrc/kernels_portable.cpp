@@ -13,6 +13,7 @@ namespace {
 #include "elementwise.inl"
 #include "attention.inl"
 #include "sample.inl"
+#include "moe.inl"
 constexpr const char* kName = "portable";
 #include "table.inl"
 }  // namespace

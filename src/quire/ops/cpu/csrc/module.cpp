@@ -5,9 +5,11 @@
 #include <Python.h>
 
 #include <cstring>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <new>
+#include <vector>
 
 #include "checks.h"
 #include "kernels.h"
@@ -19,13 +21,19 @@ constexpr const char* kEngineName = "quire.ops.cpu.engine";
 constexpr const char* kWeightName = "quire.ops.cpu.weight";
 constexpr const char* kPagesName = "quire.ops.cpu.pages";
 constexpr const char* kStepName = "quire.ops.cpu.step";
+constexpr const char* kProgramName = "quire.ops.cpu.program";
 
 // Below this much work (multiplications, about) the GIL is kept: it would take longer to win it back.
 constexpr int64_t kReleaseWork = 2'000'000;
 
+// An operation with all its arguments. Returns a problem, or null; run again, it reads what its addresses hold then.
+using Operation = std::function<const char*()>;
+using Program = std::vector<Operation>;
+
 struct Engine {
   Pool pool;
   const Kernels& kernels;
+  Program* recording = nullptr;
   Engine(int threads, const Kernels& k) : pool(threads), kernels(k) {}
 };
 
@@ -90,20 +98,57 @@ class Args {
   bool bad_ = false;
 };
 
-template <typename Body>
-PyObject* run(Engine& engine, int64_t work, Body&& body) {
-  PyThreadState* state = work >= kReleaseWork ? PyEval_SaveThread() : nullptr;
-  {
-    std::lock_guard<std::mutex> lock(engine.pool.owner());
-    body();
-  }
-  if (state) PyEval_RestoreThread(state);
-  Py_RETURN_NONE;
-}
-
 PyObject* refuse(const char* problem) {
   PyErr_SetString(PyExc_ValueError, problem);
   return nullptr;
+}
+
+// Runs ``body``, which returns a problem or null, and notes it when the engine records. ``work``: see kReleaseWork.
+template <typename Body>
+PyObject* run(Engine& engine, int64_t work, const Body& body) {
+  if (engine.recording) engine.recording->push_back(body);
+  const char* problem;
+  PyThreadState* state = work >= kReleaseWork ? PyEval_SaveThread() : nullptr;
+  {
+    std::lock_guard<std::mutex> lock(engine.pool.owner());
+    problem = body();
+  }
+  if (state) PyEval_RestoreThread(state);
+  if (problem) return refuse(problem);
+  Py_RETURN_NONE;
+}
+
+// record(engine) -> program: from now on, operations are also noted in it.
+PyObject* py_record(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 1);
+  Engine* engine = args.engine();
+  if (args.bad()) return nullptr;
+  auto program = std::make_unique<Program>();
+  engine->recording = program.get();
+  return to_capsule(std::move(program), kProgramName);
+}
+
+// stop(engine): the end of what ``record`` began.
+PyObject* py_stop(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 1);
+  Engine* engine = args.engine();
+  if (args.bad()) return nullptr;
+  engine->recording = nullptr;
+  Py_RETURN_NONE;
+}
+
+// replay(engine, program). The caller keeps everything alive that the operations were given.
+PyObject* py_replay(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 2);
+  Engine* engine = args.engine();
+  const auto* program = args.capsule<Program>(kProgramName);
+  if (args.bad()) return nullptr;
+  return run(*engine, kReleaseWork, [program]() -> const char* {
+    for (const Operation& operation : *program) {
+      if (const char* problem = operation()) return problem;
+    }
+    return nullptr;
+  });
 }
 
 // engine(threads, portable) -> capsule
@@ -158,12 +203,13 @@ PyObject* py_pack(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   const auto* scale = args.address<void>();
   const auto* minimum = args.address<void>();
   if (args.bad()) return nullptr;
-  return run(*engine, kReleaseWork, [&] {
+  return run(*engine, kReleaseWork, [=]() -> const char* {
     if (weight->dense()) {
       pack_dense(engine->pool, *weight, source);
     } else {
       pack_grouped(engine->pool, *weight, source, scale, minimum);
     }
+    return nullptr;
   });
 }
 
@@ -177,8 +223,10 @@ PyObject* py_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   const auto* bias = args.address<float>();
   auto* out = args.address<float>();
   if (args.bad()) return nullptr;
-  return run(*engine, rows * weight->n * weight->k,
-             [&] { engine->kernels.linear(engine->pool, x, rows, *weight, bias, out); });
+  return run(*engine, rows * weight->n * weight->k, [=]() -> const char* {
+    engine->kernels.linear(engine->pool, x, rows, *weight, bias, out);
+    return nullptr;
+  });
 }
 
 // embed(engine, weight, ids, count, multiplier, out)
@@ -191,9 +239,11 @@ PyObject* py_embed(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   const float multiplier = args.real();
   auto* out = args.address<float>();
   if (args.bad()) return nullptr;
-  if (const char* problem = check_ids(*weight, ids, rows)) return refuse(problem);
-  return run(*engine, rows * weight->k * 8,
-             [&] { engine->kernels.embed(engine->pool, *weight, ids, rows, multiplier, out); });
+  return run(*engine, rows * weight->k * 8, [=]() -> const char* {
+    if (const char* problem = check_ids(*weight, ids, rows)) return problem;
+    engine->kernels.embed(engine->pool, *weight, ids, rows, multiplier, out);
+    return nullptr;
+  });
 }
 
 // rms_norm(engine, x, weight, eps, residual, rows, width, out)
@@ -207,8 +257,10 @@ PyObject* py_rms_norm(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   const int64_t rows = args.integer(), width = args.integer();
   auto* out = args.address<float>();
   if (args.bad()) return nullptr;
-  return run(*engine, rows * width * 4,
-             [&] { engine->kernels.rms_norm(engine->pool, x, weight, eps, residual, rows, width, out); });
+  return run(*engine, rows * width * 4, [=]() -> const char* {
+    engine->kernels.rms_norm(engine->pool, x, weight, eps, residual, rows, width, out);
+    return nullptr;
+  });
 }
 
 // gate_up_act(engine, x, rows, width, activation, out)
@@ -220,8 +272,9 @@ PyObject* py_gate_up_act(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   auto* out = args.address<float>();
   if (args.bad()) return nullptr;
   if (activation < 0 || activation > static_cast<int>(Activation::relu2)) return refuse("Unknown activation.");
-  return run(*engine, rows * width * 8, [&] {
+  return run(*engine, rows * width * 8, [=]() -> const char* {
     engine->kernels.gate_up_act(engine->pool, x, rows, width, static_cast<Activation>(activation), out);
+    return nullptr;
   });
 }
 
@@ -272,9 +325,12 @@ PyObject* py_store(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   store.rotary_dim = args.integer();
   store.interleaved = args.integer() != 0;
   if (args.bad()) return nullptr;
-  if (const char* problem = check_store(store, *pages, *step)) return refuse(problem);
   const int64_t width = (store.heads + 2 * pages->kv_heads) * pages->head_dim;
-  return run(*engine, step->tokens * width * 8, [&] { engine->kernels.store(engine->pool, store, *pages, *step); });
+  return run(*engine, step->tokens * width * 8, [=]() -> const char* {
+    if (const char* problem = check_store(store, *pages, *step)) return problem;
+    engine->kernels.store(engine->pool, store, *pages, *step);
+    return nullptr;
+  });
 }
 
 // attention(engine, pages, step, q, q_stride, out, heads, scale, window, softcap)
@@ -292,13 +348,15 @@ PyObject* py_attention(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   attention.window = args.integer();
   attention.softcap = args.real();
   if (args.bad()) return nullptr;
-  if (const char* problem = check_attention(attention, *pages, *step)) return refuse(problem);
   int64_t context = 0;
   for (int64_t s = 0; s < step->sequences; ++s) {
     context += int64_t{step->context_len[s]} * (step->query_start[s + 1] - step->query_start[s]);
   }
-  return run(*engine, context * attention.heads * pages->head_dim,
-             [&] { engine->kernels.attention(engine->pool, attention, *pages, *step); });
+  return run(*engine, context * attention.heads * pages->head_dim, [=]() -> const char* {
+    if (const char* problem = check_attention(attention, *pages, *step)) return problem;
+    engine->kernels.attention(engine->pool, attention, *pages, *step);
+    return nullptr;
+  });
 }
 
 // sample(engine, logits, rows, vocab, temperature, top_k, top_p, min_p, seed, position, out)
@@ -317,7 +375,10 @@ PyObject* py_sample(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   sample.position = args.address<int64_t>();
   sample.out = args.address<int64_t>();
   if (args.bad()) return nullptr;
-  return run(*engine, sample.rows * sample.vocab * 8, [&] { engine->kernels.sample(engine->pool, sample); });
+  return run(*engine, sample.rows * sample.vocab * 8, [=]() -> const char* {
+    engine->kernels.sample(engine->pool, sample);
+    return nullptr;
+  });
 }
 
 #define QUIRE_METHOD(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
@@ -325,6 +386,7 @@ PyObject* py_sample(PyObject*, PyObject* const* raw, Py_ssize_t count) {
 PyMethodDef kMethods[] = {
     QUIRE_METHOD(engine), QUIRE_METHOD(engine_name), QUIRE_METHOD(weight), QUIRE_METHOD(weight_bytes), QUIRE_METHOD(pack),
     QUIRE_METHOD(linear), QUIRE_METHOD(embed),       QUIRE_METHOD(rms_norm), QUIRE_METHOD(gate_up_act),
+    QUIRE_METHOD(record), QUIRE_METHOD(stop),        QUIRE_METHOD(replay),
     QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),
     {nullptr, nullptr, 0, nullptr},
 };

@@ -1,1 +1,2 @@
-constexpr Kernels kTable = {kName, linear, embed, rms_norm, gate_up_act, store_kv, attention, sample};
+constexpr Kernels kTable = {kName, linear, embed, rms_norm, gate_up_act, store_kv, attention, sample,
+                           route, grouped_linear, combine};
