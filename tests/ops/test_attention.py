@@ -68,6 +68,8 @@ def expected(
     scale: float,
     window: int | None,
     softcap: float | None,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
 ) -> torch.Tensor:
     rows, out, at = case.heads // case.kv_heads, [], 0
     for (length, count), k, v in zip(case.sequences, keys, values, strict=True):
@@ -77,19 +79,32 @@ def expected(
         if softcap is not None:
             scores = softcap * torch.tanh(scores / softcap)
         query_pos, key_pos = torch.arange(length - count, length)[:, None], torch.arange(length)[None]
+        if slopes is not None:
+            scores = scores + slopes.double()[:, None, None] * (key_pos - query_pos)
         visible = key_pos <= query_pos
         if window is not None:
             visible &= key_pos > query_pos - window
-        probs = scores.masked_fill(~visible, float("-inf")).softmax(-1)
+        scores = scores.masked_fill(~visible, float("-inf"))
+        if sinks is not None:
+            scores = torch.cat((scores, sinks.double()[:, None, None].expand(-1, count, 1)), dim=-1)
+        probs = scores.softmax(-1)[..., :length]
         out.append(torch.einsum("hqk,khd->qhd", probs, v.double().repeat_interleave(rows, 1)).flatten(1))
     return torch.cat(out)
 
 
-def check(ops: Ops, case: Case, window: int | None = None, softcap: float | None = None) -> None:
+def check(
+    ops: Ops,
+    case: Case,
+    window: int | None = None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+    slopes: torch.Tensor | None = None,
+) -> None:
     pages, step, keys, values, q = case.build(ops)
     scale = case.head_dim**-0.5 * 2
-    got = ops.attention(q, pages, step, case.heads, case.kv_heads, case.head_dim, scale, window, softcap)
-    want = expected(case, keys, values, q, scale, window, softcap)
+    shape = (case.heads, case.kv_heads, case.head_dim)
+    got = ops.attention(q, pages, step, *shape, scale, window, softcap, sinks, slopes)
+    want = expected(case, keys, values, q, scale, window, softcap, sinks, slopes)
     assert got.shape == want.shape
     tolerance = TOLERANCE[case.dtype]
     torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
@@ -115,6 +130,21 @@ def test_window_and_softcap(ops: Ops, window: int, softcap: float | None) -> Non
 def test_softcap_alone(ops: Ops) -> None:
     torch.manual_seed(0)
     check(ops, Case(MIXED, 4, 2, 64), None, 5.0)
+
+
+@pytest.mark.parametrize("window", [None, 20])
+def test_sinks(ops: Ops, window: int | None) -> None:
+    torch.manual_seed(0)
+    check(ops, Case([*MIXED, (3000, 1)], 6, 2, 64), window, sinks=torch.randn(6) * 4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (6, 2)])
+def test_alibi(ops: Ops, heads: int, kv_heads: int) -> None:
+    torch.manual_seed(0)
+    slopes = 2.0 ** -(torch.arange(heads) + 1.0)
+    case = Case([*MIXED, (3000, 1)], heads, kv_heads, 64)
+    check(ops, case, slopes=slopes)
+    check(ops, case, window=50, softcap=5.0, slopes=slopes)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

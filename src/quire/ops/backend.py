@@ -6,8 +6,7 @@ heads, ``D`` head size, ``N`` outputs, ``K`` inputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -77,7 +76,7 @@ class Routing:
 
 @dataclass(frozen=True)
 class Routes:
-    """Which experts a step's tokens go to: R = T * top_k rows, one for each choice, sorted by expert (then by token)."""
+    """Which experts a step's tokens go to: R = T * top_k rows, one a choice, sorted by expert (then by token)."""
 
     rows: torch.Tensor  # [R] int32: the token of each row
     offsets: torch.Tensor  # [E + 1] int32: expert e has the rows from offsets[e] to offsets[e + 1]
@@ -131,11 +130,11 @@ class Ops(Protocol):
         ...
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
-        """Pack matrices of one shape ``[N, K]``, each in a layout of its own, for ``grouped_linear``: experts, or heads."""
+        """Pack matrices of one shape ``[N, K]``, each in any layout, for ``grouped_linear``: experts, or heads."""
         ...
 
     def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
-        """Choose experts by ``logits [T, E]``; ``bias [E]`` as ``Routing`` says. Not-a-number logits give such weights."""
+        """Choose experts by ``logits [T, E]``; ``bias [E]`` as ``Routing`` says. Of equal scores the first wins."""
         ...
 
     def grouped_linear(
@@ -146,9 +145,9 @@ class Ops(Protocol):
         bias: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """Rows ``offsets[e]`` to ``offsets[e + 1]`` of ``x [R, K]`` times matrix e of the stack, plus ``bias[e]``: ``[R, N]``.
+        """``[R, N]``: rows ``offsets[e]`` to ``offsets[e + 1]`` of ``x [R, K]`` times matrix e of the stack.
 
-        ``bias [E, N]``. With ``rows [R] int32``, row r is ``x[rows[r]]``.
+        ``bias [E, N]`` is added. With ``rows [R] int32``, row r is ``x[rows[r]]``.
         """
         ...
 

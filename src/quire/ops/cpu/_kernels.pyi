@@ -53,6 +53,53 @@ def attention(
     scale: float,
     window: int,
     softcap: float,
+    sinks: int,
+    slopes: int,
+    /,
+) -> None: ...
+def stack(weights: tuple[object, ...], /) -> object: ...
+def route(
+    engine: object,
+    logits: int,
+    tokens: int,
+    experts: int,
+    bias: int,
+    top_k: int,
+    scoring: int,
+    renormalize: int,
+    scale: float,
+    groups: int,
+    top_groups: int,
+    group_score: int,
+    jitter: float,
+    rows: int,
+    offsets: int,
+    places: int,
+    weights: int,
+    /,
+) -> None: ...
+def grouped_linear(
+    engine: object,
+    x: int,
+    tokens: int,
+    rows: int,
+    row_count: int,
+    stack: object,
+    offsets: int,
+    bias: int,
+    out: int,
+    /,
+) -> None: ...
+def combine(
+    engine: object,
+    y: int,
+    row_count: int,
+    width: int,
+    places: int,
+    weights: int,
+    tokens: int,
+    top_k: int,
+    out: int,
     /,
 ) -> None: ...
 def sample(

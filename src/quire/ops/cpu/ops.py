@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 
-from quire.ops.backend import AttentionStep, Pages, SampleStep, Weight
+from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
 from quire.ops.cpu import _kernels, weights
 from quire.ops.cpu.recording import Arena, NotRecordable, Recording, record
-from quire.ops.cpu.weights import CpuPages, CpuWeight
+from quire.ops.cpu.weights import CpuPages, CpuStack, CpuWeight
 from quire.ops.layouts import Layout
 
-ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4}
+ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "swiglu_oss": 5}
+SCORINGS = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
 KEPT_STEPS = 8
 
 
@@ -42,8 +43,8 @@ class CpuOps:
         self._steps.clear()
         return recording
 
-    def _empty(self, *shape: int) -> torch.Tensor:
-        return self._arena.take(shape, torch.float32) if self._recording else torch.empty(shape)
+    def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+        return self._arena.take(shape, dtype) if self._recording else torch.empty(shape, dtype=dtype)
 
     def pack(self, layout: Layout) -> CpuWeight:
         return weights.pack(self._engine, layout)
@@ -89,6 +90,87 @@ class CpuOps:
         rows, double = x.shape
         out = self._empty(rows, double // 2)
         _kernels.gate_up_act(self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr())
+        return out
+
+    def pack_stack(self, layouts: Iterable[Layout]) -> CpuStack:
+        return weights.pack_stack(self._engine, layouts)
+
+    def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
+        logits = _checked(logits, torch.float32)
+        bias = None if bias is None else _checked(bias, torch.float32)
+        tokens, experts = logits.shape
+        routes = Routes(
+            rows=self._empty(tokens * routing.top_k, dtype=torch.int32),
+            offsets=self._empty(experts + 1, dtype=torch.int32),
+            places=self._empty(tokens, routing.top_k, dtype=torch.int32),
+            weights=self._empty(tokens, routing.top_k),
+        )
+        _kernels.route(
+            self._engine,
+            logits.data_ptr(),
+            tokens,
+            experts,
+            _address(bias),
+            routing.top_k,
+            SCORINGS[routing.scoring],
+            int(routing.renormalize),
+            routing.scale,
+            routing.groups,
+            routing.top_groups,
+            routing.group_score,
+            routing.jitter,
+            routes.rows.data_ptr(),
+            routes.offsets.data_ptr(),
+            routes.places.data_ptr(),
+            routes.weights.data_ptr(),
+        )
+        return routes
+
+    def grouped_linear(
+        self,
+        x: torch.Tensor,
+        stack: Weight,
+        offsets: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        if not isinstance(stack, CpuStack):
+            raise TypeError(f"This is no stack packed for this backend ({type(stack).__name__}).")
+        x, offsets = _checked(x, torch.float32), _checked(offsets, torch.int32)
+        bias = None if bias is None else _checked(bias, torch.float32)
+        rows = None if rows is None else _checked(rows, torch.int32)
+        (n, k), count = stack.shape, len(stack.parts)
+        if x.shape[1] != k or len(offsets) != count + 1 or (bias is not None and bias.shape != (count, n)):
+            raise ValueError(f"grouped_linear: input, offsets or bias does not fit {count} weights of {n} x {k}.")
+        out = self._empty(len(x) if rows is None else len(rows), n)
+        _kernels.grouped_linear(
+            self._engine,
+            x.data_ptr(),
+            len(x),
+            _address(rows),
+            len(out),
+            stack.handle,
+            offsets.data_ptr(),
+            _address(bias),
+            out.data_ptr(),
+        )
+        return out
+
+    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
+        y = _checked(y, torch.float32)
+        tokens, top_k = routes.places.shape
+        out = self._empty(tokens, y.shape[1])
+        _kernels.combine(
+            self._engine,
+            y.data_ptr(),
+            y.shape[0],
+            y.shape[1],
+            routes.places.data_ptr(),
+            routes.weights.data_ptr(),
+            tokens,
+            top_k,
+            out.data_ptr(),
+        )
         return out
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> CpuPages:
@@ -140,7 +222,12 @@ class CpuOps:
         scale: float,
         window: int | None,
         softcap: float | None,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        sinks, slopes = (t if t is None else _checked(t, torch.float32) for t in (sinks, alibi_slopes))
+        if any(t is not None and len(t) != heads for t in (sinks, slopes)):
+            raise ValueError(f"attention: sinks and slopes need a value for each of the {heads} heads.")
         if q.dtype is not torch.float32 or q.stride(1) != 1:
             q = q.float().contiguous()
         rows, q_stride = q.shape[0], q.stride(0)
@@ -156,6 +243,8 @@ class CpuOps:
             scale,
             window or 0,
             softcap or 0.0,
+            _address(sinks),
+            _address(slopes),
         )
         return out
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,16 @@ class CpuWeight:
     handle: object
 
 
+@dataclass(frozen=True, slots=True)
+class CpuStack:
+    """Packed weights of one shape ``(N, K)``."""
+
+    shape: tuple[int, int]
+    nbytes: int
+    parts: tuple[CpuWeight, ...]
+    handle: object
+
+
 @dataclass(frozen=True)
 class CpuPages(Pages):
     """k ``[pages, kv_heads, head_dim, page_size]``, v ``[pages, kv_heads, page_size, head_dim]``."""
@@ -35,6 +46,14 @@ class CpuPages(Pages):
 def pack(engine: object, layout: Layout) -> CpuWeight:
     """Pack a layout; raises ``ValueError`` for a shape or type that the kernels can't take."""
     return _pack_dense(engine, layout) if isinstance(layout, Dense) else _pack_grouped(engine, layout)
+
+
+def pack_stack(engine: object, layouts: Iterable[Layout]) -> CpuStack:
+    parts = tuple(pack(engine, layout) for layout in layouts)
+    if len({part.shape for part in parts}) != 1:
+        raise ValueError("The weights of a stack must have one shape.")
+    handle = _kernels.stack(tuple(part.handle for part in parts))
+    return CpuStack(parts[0].shape, sum(part.nbytes for part in parts), parts, handle)
 
 
 def _pack_dense(engine: object, layout: Dense) -> CpuWeight:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -85,8 +86,7 @@ class ReferenceOps:
         x = x if rows is None else x[rows.long()]
         matrices = _matrix(stack).chunk(len(offsets) - 1)
         out = x.new_empty(x.shape[0], matrices[0].shape[0])
-        bounds = offsets.tolist()
-        for e, (begin, end) in enumerate(zip(bounds, bounds[1:], strict=False)):
+        for e, (begin, end) in enumerate(pairwise(offsets.tolist())):
             out[begin:end] = F.linear(x[begin:end], matrices[e], None if bias is None else bias[e].float())
         return out
 

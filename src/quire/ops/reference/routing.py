@@ -27,9 +27,7 @@ def sorted_routes(experts: torch.Tensor, weights: torch.Tensor, count: int) -> R
     return Routes((order // top_k).int(), offsets, places.view(tokens, top_k).int(), weights)
 
 
-def _scored(
-    logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _scored(logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
     scores = logits.sigmoid() if routing.scoring == "sigmoid" else logits.softmax(dim=-1)
     ranked = scores if bias is None else scores + bias.float()
     if routing.groups > 1:

@@ -22,6 +22,7 @@ constexpr const char* kWeightName = "quire.ops.cpu.weight";
 constexpr const char* kPagesName = "quire.ops.cpu.pages";
 constexpr const char* kStepName = "quire.ops.cpu.step";
 constexpr const char* kProgramName = "quire.ops.cpu.program";
+constexpr const char* kStackName = "quire.ops.cpu.stack";
 
 // Below this much work (multiplications, about) the GIL is kept: it would take longer to win it back.
 constexpr int64_t kReleaseWork = 2'000'000;
@@ -271,7 +272,7 @@ PyObject* py_gate_up_act(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   const int64_t rows = args.integer(), width = args.integer(), activation = args.integer();
   auto* out = args.address<float>();
   if (args.bad()) return nullptr;
-  if (activation < 0 || activation > static_cast<int>(Activation::relu2)) return refuse("Unknown activation.");
+  if (activation < 0 || activation > static_cast<int>(Activation::swiglu_oss)) return refuse("Unknown activation.");
   return run(*engine, rows * width * 8, [=]() -> const char* {
     engine->kernels.gate_up_act(engine->pool, x, rows, width, static_cast<Activation>(activation), out);
     return nullptr;
@@ -333,9 +334,9 @@ PyObject* py_store(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
-// attention(engine, pages, step, q, q_stride, out, heads, scale, window, softcap)
+// attention(engine, pages, step, q, q_stride, out, heads, scale, window, softcap, sinks, slopes)
 PyObject* py_attention(PyObject*, PyObject* const* raw, Py_ssize_t count) {
-  Args args(raw, count, 10);
+  Args args(raw, count, 12);
   Engine* engine = args.engine();
   const auto* pages = args.capsule<PageTensors>(kPagesName);
   const auto* step = args.capsule<Step>(kStepName);
@@ -347,6 +348,8 @@ PyObject* py_attention(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   attention.scale = args.real();
   attention.window = args.integer();
   attention.softcap = args.real();
+  attention.sinks = args.address<float>();
+  attention.slopes = args.address<float>();
   if (args.bad()) return nullptr;
   int64_t context = 0;
   for (int64_t s = 0; s < step->sequences; ++s) {
@@ -381,6 +384,92 @@ PyObject* py_sample(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
+// stack(weights) -> capsule, of a tuple of weights of one shape; they must outlive it.
+PyObject* py_stack(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  if (count != 1 || !PyTuple_Check(raw[0])) return refuse("A stack is made from a tuple of weights.");
+  auto stack = std::make_unique<std::vector<Weight>>();
+  for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(raw[0]); ++i) {
+    const auto* weight = static_cast<const Weight*>(PyCapsule_GetPointer(PyTuple_GET_ITEM(raw[0], i), kWeightName));
+    if (!weight) return nullptr;
+    stack->push_back(*weight);
+  }
+  return to_capsule(std::move(stack), kStackName);
+}
+
+// route(engine, logits, tokens, experts, bias, top_k, scoring, renormalize, scale, groups, top_groups, group_score,
+//       jitter, rows, offsets, places, weights)
+PyObject* py_route(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 17);
+  Engine* engine = args.engine();
+  RouteArgs route;
+  route.logits = args.address<float>();
+  route.tokens = args.integer();
+  route.experts = args.integer();
+  route.bias = args.address<float>();
+  route.top_k = args.integer();
+  route.scoring = static_cast<Scoring>(args.integer());
+  route.renormalize = args.integer() != 0;
+  route.scale = args.real();
+  route.groups = args.integer();
+  route.top_groups = args.integer();
+  route.group_score = args.integer();
+  route.jitter = args.real();
+  route.rows = args.address<int32_t>();
+  route.offsets = args.address<int32_t>();
+  route.places = args.address<int32_t>();
+  route.weights = args.address<float>();
+  if (args.bad()) return nullptr;
+  if (const char* problem = check_route(route)) return refuse(problem);
+  return run(*engine, route.tokens * route.experts * 16, [=]() -> const char* {
+    engine->kernels.route(engine->pool, route);
+    return nullptr;
+  });
+}
+
+// grouped_linear(engine, x, tokens, rows, row_count, stack, offsets, bias, out)
+PyObject* py_grouped_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 9);
+  Engine* engine = args.engine();
+  GroupedArgs grouped;
+  grouped.x = args.address<float>();
+  grouped.tokens = args.integer();
+  grouped.rows = args.address<int32_t>();
+  grouped.row_count = args.integer();
+  const auto* stack = args.capsule<std::vector<Weight>>(kStackName);
+  grouped.offsets = args.address<int32_t>();
+  grouped.bias = args.address<float>();
+  grouped.out = args.address<float>();
+  if (args.bad()) return nullptr;
+  grouped.stack = stack->data();
+  grouped.count = static_cast<int64_t>(stack->size());
+  return run(*engine, grouped.row_count * grouped.stack->n * grouped.stack->k, [=]() -> const char* {
+    if (const char* problem = check_grouped(grouped)) return problem;
+    engine->kernels.grouped_linear(engine->pool, grouped);
+    return nullptr;
+  });
+}
+
+// combine(engine, y, row_count, width, places, weights, tokens, top_k, out)
+PyObject* py_combine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 9);
+  Engine* engine = args.engine();
+  CombineArgs combine;
+  combine.y = args.address<float>();
+  combine.row_count = args.integer();
+  combine.width = args.integer();
+  combine.places = args.address<int32_t>();
+  combine.weights = args.address<float>();
+  combine.tokens = args.integer();
+  combine.top_k = args.integer();
+  combine.out = args.address<float>();
+  if (args.bad()) return nullptr;
+  return run(*engine, combine.row_count * combine.width * 4, [=]() -> const char* {
+    if (const char* problem = check_combine(combine)) return problem;
+    engine->kernels.combine(engine->pool, combine);
+    return nullptr;
+  });
+}
+
 #define QUIRE_METHOD(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 
 PyMethodDef kMethods[] = {
@@ -388,6 +477,7 @@ PyMethodDef kMethods[] = {
     QUIRE_METHOD(linear), QUIRE_METHOD(embed),       QUIRE_METHOD(rms_norm), QUIRE_METHOD(gate_up_act),
     QUIRE_METHOD(record), QUIRE_METHOD(stop),        QUIRE_METHOD(replay),
     QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),
+    QUIRE_METHOD(stack),  QUIRE_METHOD(route),       QUIRE_METHOD(grouped_linear), QUIRE_METHOD(combine),
     {nullptr, nullptr, 0, nullptr},
 };
 
