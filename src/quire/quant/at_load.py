@@ -1,0 +1,110 @@
+"""Quantising plain weights as they are read, a few rows at a time: round to nearest, no calibration."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Collection, Mapping
+
+import torch
+
+from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
+from quire.quant.grouped import MIN_GROUP
+from quire.quant.reader import Reader
+
+_CHUNK = 1 << 22  # weights that are float32 at a time
+_FP8_MAX = 448.0
+_INT4_GROUP, _NF4_GROUP = 128, 64
+_BITS = {"int8": 8.0, "fp8": 8.0, "int4": 4.0 + 24 / _INT4_GROUP, "nf4": 4.0 + 32 / _NF4_GROUP}
+# The 16 values of nf4, quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendix E).
+NF4 = torch.tensor(
+    [
+        -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+        -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+        0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
+    ]
+)  # fmt: skip
+_NF4_BORDERS = (NF4[1:] + NF4[:-1]) / 2
+
+
+class LoadReader:
+    """``reader``'s weights by ``method``; modules whose names end in one of ``keep`` stay as they are."""
+
+    def __init__(self, reader: Reader, method: str, keep: Collection[str]) -> None:
+        self._reader = reader
+        self._method = method
+        self._keep = tuple(keep)
+
+    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
+        return self._reader.tensors(module, outputs, inputs, stack)
+
+    def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
+        stored = self._reader.nbytes(module, outputs, inputs, stack)
+        return stored if self._kept(module) else min(stored, int(stack * outputs * inputs * _BITS[self._method] / 8))
+
+    def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
+        layout = self._reader.read(module, outputs, inputs, stack)
+        if self._kept(module) or not isinstance(layout, Dense):
+            return layout
+        return quantize(layout.weight, self._method)
+
+    def _kept(self, module: str) -> bool:
+        return module.endswith(self._keep) if self._keep else False
+
+
+def quantize(weight: torch.Tensor, method: str) -> Layout:
+    """``weight [N, K]`` by a method of ``METHODS``; plain where its inputs can't be cut into groups."""
+    return METHODS[method](weight)
+
+
+def _int8(weight: torch.Tensor) -> Layout:
+    scale = weight.abs().amax(dim=1).float().clamp_(min=1e-12) / 127
+    q = torch.empty(weight.shape, dtype=torch.int8)
+    for rows in _chunks(weight):
+        q[rows] = (weight[rows].float() / scale[rows, None]).round_()
+    return Int8Channel(q, scale)
+
+
+def _fp8(weight: torch.Tensor) -> Layout:
+    scale = weight.abs().amax(dim=1).float().clamp_(min=1e-12) / _FP8_MAX
+    q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    for rows in _chunks(weight):
+        q[rows] = (weight[rows].float() / scale[rows, None]).clamp_(-_FP8_MAX, _FP8_MAX).to(q.dtype)
+    return Fp8(q, scale[:, None], (1, weight.shape[1]), ActivationQuant("fp8"))
+
+
+def _int4(weight: torch.Tensor) -> Layout:
+    n, k = weight.shape
+    if (group := math.gcd(k, _INT4_GROUP)) < MIN_GROUP:
+        return Dense(weight)
+    q = torch.empty((n, k // group, group), dtype=torch.uint8)
+    scale = torch.empty((n, k // group), dtype=torch.float16)
+    zero = torch.empty((n, k // group), dtype=torch.uint8)
+    for rows in _chunks(weight):
+        w = weight[rows].float().view(-1, k // group, group)
+        low, high = w.amin(dim=2).clamp_(max=0), w.amax(dim=2).clamp_(min=0)
+        scale[rows] = ((high - low) / 15).clamp_(6.2e-5, 65504)
+        step = scale[rows].float()
+        zero[rows] = (-low / step).round_().clamp_(0, 15)
+        q[rows] = (w / step[..., None]).round_().add_(zero[rows][..., None]).clamp_(0, 15)
+    return GroupedInt(q.view(n, k), scale, None, 4, group, zero)
+
+
+def _nf4(weight: torch.Tensor) -> Layout:
+    n, k = weight.shape
+    if (group := math.gcd(k, _NF4_GROUP)) < MIN_GROUP:
+        return Dense(weight)
+    q = torch.empty((n, k // group, group), dtype=torch.uint8)
+    scale = torch.empty((n, k // group))
+    for rows in _chunks(weight):
+        w = weight[rows].float().view(-1, k // group, group)
+        scale[rows] = w.abs().amax(dim=2)
+        q[rows] = torch.bucketize(w / scale[rows][..., None].clamp(min=1e-38), _NF4_BORDERS).to(torch.uint8)
+    return Codebook(q.view(n, k), NF4, scale, group)
+
+
+def _chunks(weight: torch.Tensor) -> list[slice]:
+    step = max(1, _CHUNK // weight.shape[1])
+    return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
+
+
+METHODS: dict[str, Callable[[torch.Tensor], Layout]] = {"int8": _int8, "int4": _int4, "nf4": _nf4, "fp8": _fp8}

@@ -1,0 +1,97 @@
+"""Checkpoints of 8-bit floats (e4m3): one scale a tensor, an output, or a block (DeepSeek's ``weight_scale_inv``).
+
+Where the format's activations are dynamic, each token gets a scale of its own: one for a whole batch, which some
+engines take, would let requests change each other's results.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from quire.ops.layouts import ActivationQuant, Fp8, Layout
+from quire.quant.scheme import FLOATS, Part, Scheme, Settings, finite, part
+from quire.weights.checkpoint import Checkpoint
+from quire.weights.errors import CheckpointError
+
+_STATIC = (".input_scale", ".activation_scale")
+_MAX_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Fp8Scheme:
+    """``block``: outputs and inputs that share a scale; ``None``: one scale a tensor or an output.
+
+    ``static``: the ending of the tensor that holds the inputs' scale; ``dynamic``: inputs are rounded by their own.
+    """
+
+    scale: str
+    block: tuple[int, int] | None = None
+    static: str | None = None
+    dynamic: bool = False
+
+    def parts(self, outputs: int, inputs: int) -> Mapping[str, Part]:
+        shapes: tuple[tuple[int, ...], ...] = ((), (1,), (outputs, 1), (outputs,), (1, 1))
+        if self.block:
+            shapes = ((-(-outputs // self.block[0]), -(-inputs // self.block[1])),)
+        parts = {
+            ".weight": part(outputs, inputs, types=("F8_E4M3",)),
+            self.scale: Part(shapes, (*FLOATS, "F8_E8M0")),
+        }
+        if self.static:
+            parts[self.static] = Part(((), (1,), (1, 1)), FLOATS)
+        return parts
+
+    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
+        weight, scale = tensors[".weight"], tensors[self.scale]
+        if bool((weight.view(torch.uint8) & 127 == 127).any()):
+            raise CheckpointError("The checkpoint is corrupt: a weight is no number.")
+        if scale.dtype == torch.uint8:
+            scale = torch.ldexp(torch.ones(()), scale.int() - 127)
+        scale, block = finite("a scale", scale.float()), self.block
+        if block is None:
+            block = (outputs, inputs) if scale.numel() == 1 else (1, inputs)
+            scale = scale.reshape(-1, 1)
+        return Fp8(weight, scale, block, self._activation(tensors))
+
+    def _activation(self, tensors: Mapping[str, torch.Tensor]) -> ActivationQuant | None:
+        if self.static:
+            return ActivationQuant("fp8", scale=positive(tensors[self.static]))
+        return ActivationQuant("fp8", group=self.block[1] if self.block else None) if self.dynamic else None
+
+
+def positive(scale: torch.Tensor) -> float:
+    """The one number of a tensor. Raises ``CheckpointError`` where it is no scale."""
+    value = float(finite("an input_scale", scale).max())
+    if value <= 0:
+        raise CheckpointError(f"The checkpoint is corrupt: an input_scale is {value}.")
+    return value
+
+
+def fp8_schemes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
+    """The scheme of each module, ``None`` for a plain one. Raises ``CheckpointError`` for unknown settings."""
+    settings, names = Settings("fp8", config), checkpoint.names()
+    static = settings.one_of("activation_scheme", "dynamic", ("static", "dynamic")) == "static"
+    block = block_of(config.get("weight_block_size"))
+
+    def scheme_of(module: str) -> Scheme | None:
+        if module + ".weight" not in names or checkpoint.info(module + ".weight").type != "F8_E4M3":
+            return None
+        scale = ".weight_scale_inv" if module + ".weight_scale_inv" in names else ".weight_scale"
+        fixed = next((ending for ending in _STATIC if module + ending in names), _STATIC[0]) if static else None
+        return Fp8Scheme(scale, block, fixed, dynamic=not static)
+
+    return scheme_of
+
+
+def block_of(value: Any) -> tuple[int, int] | None:
+    """A block's size as a config has it. Raises ``CheckpointError`` for what is none."""
+    match value:
+        case None:
+            return None
+        case [int(high), int(wide)] if 8 <= high <= _MAX_BLOCK and 8 <= wide <= _MAX_BLOCK:
+            return high, wide
+    raise CheckpointError(f"The fp8 checkpoint's block size is {str(value)[:30]}; two numbers from 8 on are needed.")

@@ -1,0 +1,108 @@
+"""How one linear layer is stored: the tensors that make it up, and the kernel layout they become."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from quire.ops.layouts import Layout
+from quire.weights.errors import CheckpointError
+from quire.weights.tensors import RawTensor
+
+TORCH_TYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.uint8,  # as its bits
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+}
+FLOATS = ("F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A tensor of a module: the shapes it may have (the first is the usual one) and the types."""
+
+    shapes: tuple[tuple[int, ...], ...]
+    types: tuple[str, ...]
+    optional: bool = False
+
+
+def part(*shape: int, types: tuple[str, ...] = FLOATS, optional: bool = False) -> Part:
+    return Part((shape,), types, optional)
+
+
+class Scheme(Protocol):
+    """``parts`` are keyed by what follows the module's name, such as ``.qweight``."""
+
+    def parts(self, outputs: int, inputs: int) -> Mapping[str, Part]:
+        """The tensors of a layer. Raises ``CheckpointError`` where this scheme can't hold such a layer."""
+        ...
+
+    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
+        """The kernel layout of a layer's tensors, whose shapes and types are those of ``parts``.
+
+        Raises ``CheckpointError`` for values that make no sense.
+        """
+        ...
+
+
+def to_torch(raw: RawTensor) -> torch.Tensor:
+    """A tensor of plain numbers, copied out of the file."""
+    return torch.from_numpy(raw.data.copy()).view(TORCH_TYPES[raw.type]).view(raw.shape)
+
+
+def finite(name: str, values: torch.Tensor) -> torch.Tensor:
+    """``values``; raises ``CheckpointError`` where one is infinite or no number."""
+    if not bool(values.isfinite().all()):
+        raise CheckpointError(f"The checkpoint is corrupt: {name} holds values that are not finite numbers.")
+    return values
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Typed access to a ``quantization_config``; errors name the field."""
+
+    method: str
+    values: Mapping[str, Any]
+
+    def group_size(self, default: int) -> int:
+        """Inputs that share a scale; -1: all."""
+
+        def good(value: Any) -> bool:
+            return type(value) is int and (value == -1 or 8 <= value <= 1 << 20)
+
+        return int(self._checked("group_size", default, good, "-1, or a number from 8 on,"))
+
+    def flag(self, key: str, default: bool) -> bool:
+        return bool(self._checked(key, default, lambda v: isinstance(v, bool), "true or false"))
+
+    def text(self, key: str, default: str) -> str:
+        return str(self._checked(key, default, lambda v: isinstance(v, str), "text"))
+
+    def group(self, key: str) -> Settings:
+        return Settings(self.method, self._checked(key, {}, lambda v: isinstance(v, dict), "an object"))
+
+    def one_of(self, key: str, default: Any, allowed: tuple[Any, ...]) -> Any:
+        def good(value: Any) -> bool:
+            return value in allowed and type(value) is type(allowed[0])
+
+        return self._checked(key, default, good, " or ".join(map(str, allowed)))
+
+    def _checked(self, key: str, default: Any, good: Callable[[Any], bool], wanted: str) -> Any:
+        value = self.values.get(key)
+        value = default if value is None else value
+        if not good(value):
+            raise CheckpointError(
+                f"The {self.method} checkpoint's settings have {key}: {str(value)[:40]!r}; {wanted} is supported."
+            )
+        return value
