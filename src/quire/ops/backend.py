@@ -212,7 +212,11 @@ class Ops(Protocol):
 
 
 def backend(name: str, **settings: Any) -> Ops:
-    """The ops called ``reference`` or ``cpu`` (which is ``reference`` where its kernels could not be built)."""
+    """The ops called ``reference``, ``triton`` or ``cpu`` (``reference`` where its kernels could not be built)."""
+    if name == "triton":
+        from quire.ops.triton import TritonOps
+
+        return TritonOps(**settings)
     if name == "cpu":
         from quire.ops.cpu import load
 

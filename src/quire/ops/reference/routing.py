@@ -22,8 +22,8 @@ def sorted_routes(experts: torch.Tensor, weights: torch.Tensor, count: int) -> R
     order = experts.flatten().argsort(stable=True)
     places = torch.empty_like(order)
     places[order] = torch.arange(len(order), device=order.device)
-    offsets = torch.zeros(count + 1, dtype=torch.int32, device=order.device)
-    offsets[1:] = torch.bincount(experts.flatten(), minlength=count).cumsum(0)
+    borders = torch.arange(count + 1, device=order.device)
+    offsets = torch.searchsorted(experts.flatten()[order], borders, out_int32=True)  # bincount would wait for a GPU
     return Routes((order // top_k).int(), offsets, places.view(tokens, top_k).int(), weights)
 
 

@@ -1,0 +1,247 @@
+"""Attention of one query a sequence over its pages, the context split over programs (flash-decoding, Dao et al., 2023).
+
+The grid depends on the batch size alone, so a CUDA graph can hold it: a program works out its share of the context
+from the length on the device, and exits if there is none. The last program of a sequence's head to finish merges the
+shares, which saves a launch.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from quire.ops.backend import AttentionStep
+from quire.ops.triton.attend import attend, finish
+from quire.ops.triton.pages import TritonPages
+
+MAX_COUNTERS = 1 << 16
+_MAX_SPLITS = 64
+_MIN_CHUNK = 256
+
+
+@triton.jit(do_not_specialize=["scale", "softcap", "window"])
+def _decode(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    k_scale_ptr,
+    v_scale_ptr,
+    table_ptr,
+    context_len_ptr,
+    sink_ptr,
+    slope_ptr,
+    out_ptr,
+    partial_ptr,  # [S, H, SPLITS, D] float32
+    stats_ptr,  # [S, H, SPLITS, 2] float32: highest, total
+    counter_ptr,  # [S * G] int32, zero before and after
+    scale,
+    softcap,
+    window,
+    q_stride,
+    table_stride,
+    HEADS: tl.constexpr,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    SPLITS: tl.constexpr,
+    MIN_CHUNK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    WINDOW: tl.constexpr,
+    SOFTCAP: tl.constexpr,
+    SINKS: tl.constexpr,
+    ALIBI: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    kv_head = tl.program_id(0)
+    seq = tl.program_id(1).to(tl.int64)
+    split = tl.program_id(2)
+    context = tl.load(context_len_ptr + seq)
+    first = 0
+    if WINDOW:
+        first = tl.maximum(context - window, 0) // BLOCK_N * BLOCK_N
+    splits = tl.minimum(tl.maximum(tl.cdiv(context - first, MIN_CHUNK), 1), SPLITS)
+    chunk = tl.cdiv(tl.cdiv(context - first, splits), BLOCK_N) * BLOCK_N
+    splits = tl.maximum(tl.cdiv(context - first, tl.maximum(chunk, 1)), 1)
+    if split >= splits:
+        return
+    group: tl.constexpr = HEADS // KV_HEADS
+    at = tl.arange(0, BLOCK_D)
+    row = tl.arange(0, BLOCK_M)
+    head = kv_head * group + row
+    q = tl.load(
+        q_ptr + seq * q_stride + head[:, None] * D + at[None, :],
+        mask=(row < group)[:, None] & (at < D)[None, :],
+        other=0.0,
+    )
+    slopes = tl.zeros([BLOCK_M], tl.float32)
+    if ALIBI:
+        slopes = tl.load(slope_ptr + head, mask=row < group, other=0.0).to(tl.float32)
+    begin = first + split * chunk
+    acc, total, highest = attend(
+        tl.zeros([BLOCK_M, BLOCK_D], tl.float32),
+        tl.zeros([BLOCK_M], tl.float32),
+        tl.full([BLOCK_M], float("-inf"), tl.float32),
+        q,
+        tl.zeros([BLOCK_M], tl.int32) + context - 1,
+        slopes,
+        k_ptr,
+        v_ptr,
+        k_scale_ptr,
+        v_scale_ptr,
+        table_ptr + seq * table_stride,
+        kv_head,
+        begin,
+        tl.minimum(begin + chunk, context),
+        scale,
+        softcap,
+        window,
+        KV_HEADS,
+        D,
+        BLOCK_D,
+        BLOCK_N,
+        PAGE,
+        True,
+        WINDOW,
+        SOFTCAP,
+        ALIBI,
+        FP8,
+    )
+    if SPLITS > 1:  # noqa: SIM102
+        if splits > 1:
+            place = (seq * HEADS + head) * SPLITS + split
+            tl.store(
+                partial_ptr + place[:, None] * D + at[None, :],
+                acc,
+                mask=(row < group)[:, None] & (at < D)[None, :],
+            )
+            tl.store(stats_ptr + place * 2, highest, mask=row < group)
+            tl.store(stats_ptr + place * 2 + 1, total, mask=row < group)
+            tl.debug_barrier()  # all of the program's stores come before its sign
+            counter = counter_ptr + seq * KV_HEADS + kv_head
+            if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
+                tl.store(counter, 0)
+                _merge(
+                    partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits,
+                    HEADS, group, D, SPLITS, BLOCK_G, BLOCK_D, SINKS,
+                )  # fmt: skip
+            return
+    result = finish(acc, total, highest, sink_ptr, head, row < group, SINKS)
+    tl.store(
+        out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :],
+        result.to(out_ptr.dtype.element_ty),
+        mask=(row < group)[:, None] & (at < D)[None, :],
+    )
+
+
+@triton.jit
+def _merge(
+    partial_ptr,
+    stats_ptr,
+    sink_ptr,
+    out_ptr,
+    seq,
+    kv_head,
+    splits,
+    HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    D: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    SINKS: tl.constexpr,
+):
+    at = tl.arange(0, BLOCK_D)
+    row = tl.arange(0, BLOCK_G)
+    head = kv_head * GROUP + row
+    mask = (row < GROUP)[:, None] & (at < D)[None, :]
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_G], tl.float32)
+    highest = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    for split in range(splits):
+        place = (seq * HEADS + head) * SPLITS + split
+        other = tl.load(stats_ptr + place * 2, mask=row < GROUP, other=0.0)
+        higher = tl.maximum(highest, other)
+        base = tl.where(higher == float("-inf"), 0.0, higher)
+        keep = tl.exp2(highest - base)
+        weight = tl.exp2(other - base)
+        total = total * keep + tl.load(stats_ptr + place * 2 + 1, mask=row < GROUP, other=0.0) * weight
+        part = tl.load(partial_ptr + place[:, None] * D + at[None, :], mask=mask, other=0.0)
+        acc = acc * keep[:, None] + part * weight[:, None]
+        highest = higher
+    result = finish(acc, total, highest, sink_ptr, head, row < GROUP, SINKS)
+    tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def split_count(sequences: int, kv_heads: int, processors: int) -> int:
+    """Splits of a context, by batch size: about two programs a multiprocessor, in powers of 2 (few variants)."""
+    wanted = max(1, 2 * processors // max(1, sequences * kv_heads))
+    return min(_MAX_SPLITS, 1 << (wanted - 1).bit_length())
+
+
+def decode_attention(
+    q: torch.Tensor,
+    pages: TritonPages,
+    step: AttentionStep,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+    alibi_slopes: torch.Tensor | None,
+    counters: torch.Tensor,
+    processors: int,
+) -> torch.Tensor:
+    """``q [S, H * D]``: one query a sequence. ``counters``: ``MAX_COUNTERS`` int32 zeros, left zero."""
+    sequences = q.shape[0]
+    out = torch.empty(sequences, heads * head_dim, dtype=q.dtype, device=q.device)
+    splits = split_count(sequences, kv_heads, processors) if sequences * kv_heads <= MAX_COUNTERS else 1
+    shape = (sequences, heads, splits) if splits > 1 else (0, 0, 0)
+    partial = torch.empty(*shape, head_dim, dtype=torch.float32, device=q.device)
+    stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    group = triton.next_power_of_2(heads // kv_heads)
+    wide = q.dtype.itemsize * block_d
+    _decode[(kv_heads, sequences, splits)](
+        q,
+        pages.k,
+        pages.v,
+        pages.k_scale,
+        pages.v_scale,
+        step.block_table,
+        step.context_len,
+        q if sinks is None else sinks,
+        q if alibi_slopes is None else alibi_slopes,
+        out,
+        partial,
+        stats,
+        counters,
+        scale,
+        softcap or 0.0,
+        window or 0,
+        q.stride(0),
+        step.block_table.stride(0),
+        HEADS=heads,
+        KV_HEADS=kv_heads,
+        D=head_dim,
+        PAGE=pages.page_size,
+        SPLITS=splits,
+        MIN_CHUNK=_MIN_CHUNK,
+        BLOCK_M=max(16, group),
+        BLOCK_G=group,
+        BLOCK_N=64 if wide <= 256 else 32,
+        BLOCK_D=block_d,
+        WINDOW=window is not None,
+        SOFTCAP=softcap is not None,
+        SINKS=sinks is not None,
+        ALIBI=alibi_slopes is not None,
+        FP8=pages.fp8,
+        num_warps=4,
+        num_stages=3,
+    )
+    return out

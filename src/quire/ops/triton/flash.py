@@ -1,0 +1,79 @@
+"""FlashAttention-4 (package ``flash-attn-4``) where it is installed, the device has it and the case is one it does.
+
+Limits on Hopper: no split of a context over programs, pages in the dtype of q (no fp8), head sizes of a multiple of 8
+up to 256, no ALiBi. Its rows past the end of a sequence's last page must be finite: ``new_pages`` and the store see
+to that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+
+from quire.ops.backend import AttentionStep
+from quire.ops.triton.pages import TritonPages
+
+_HALF = (torch.float16, torch.bfloat16)
+
+
+@cache
+def flash_function() -> Callable[..., Any] | None:
+    """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
+    try:
+        from flash_attn.cute import flash_attn_varlen_func
+    except ImportError:
+        return None
+    return flash_attn_varlen_func  # type: ignore[no-any-return]
+
+
+@cache
+def _hopper(device: torch.device) -> bool:
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
+
+
+def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: torch.Tensor | None) -> bool:
+    """Whether ``flash_attention`` can serve the case at all."""
+    return (
+        q.dtype in _HALF
+        and pages.k.dtype is q.dtype
+        and head_dim % 8 == 0
+        and head_dim <= 256
+        and alibi_slopes is None
+        and _hopper(q.device)
+        and flash_function() is not None
+    )
+
+
+def flash_attention(
+    q: torch.Tensor,
+    pages: TritonPages,
+    step: AttentionStep,
+    heads: int,
+    head_dim: int,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: torch.Tensor | None,
+) -> torch.Tensor:
+    """As ``Ops.attention``; raises ``RuntimeError`` where FlashAttention-4 is not there."""
+    function = flash_function()
+    if function is None:
+        raise RuntimeError("FlashAttention-4 is not installed: pip install flash-attn-4")
+    result = function(
+        q.view(-1, heads, head_dim),
+        pages.k,
+        pages.v,
+        cu_seqlens_q=step.query_start,
+        seqused_k=step.context_len,
+        page_table=step.block_table,
+        softmax_scale=scale,
+        causal=True,
+        window_size=(None if window is None else window - 1, 0 if window is not None else None),
+        learnable_sink=sinks,
+        softcap=softcap or 0.0,
+    )
+    out: torch.Tensor = result[0] if isinstance(result, tuple) else result
+    return out.view(q.shape[0], heads * head_dim)

@@ -1,0 +1,133 @@
+"""Products with dense weights: cuBLAS, and an own kernel for the few rows of a decode step.
+
+With few rows a product is bound by reading the weights. cuBLAS reaches a fraction of the bandwidth there, most of all
+where a matrix is too small to fill the device with tiles; this kernel splits the inputs too, so that all of a small
+matrix is on its way at once.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+
+MAX_ROWS = 16
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _skinny(
+    x_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    partial_ptr,  # [SPLITS, BLOCK_M, N] float32
+    counter_ptr,  # one int32 for each block of outputs, zero before and after
+    rows,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    DOT: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    block = tl.program_id(0)
+    split = tl.program_id(1)
+    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.arange(0, BLOCK_M)
+    k = tl.arange(0, BLOCK_K)
+    share: tl.constexpr = tl.cdiv(tl.cdiv(K, SPLITS), BLOCK_K) * BLOCK_K
+    begin = split * share
+    end = tl.minimum(begin + share, K)
+    weight_rows = weight_ptr + n.to(tl.int64)[:, None] * K
+    if DOT:
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for at in tl.range(begin, end, BLOCK_K):
+            w = tl.load(weight_rows + (at + k)[None, :], mask=(n < N)[:, None] & (at + k < K)[None, :], other=0.0)
+            x = tl.load(
+                x_ptr + m[:, None] * K + (at + k)[None, :],
+                mask=(m < rows)[:, None] & (at + k < K)[None, :],
+                other=0.0,
+            )
+            acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    else:
+        products = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        for at in tl.range(begin, end, BLOCK_K):
+            w = tl.load(weight_rows + (at + k)[None, :], mask=(n < N)[:, None] & (at + k < K)[None, :], other=0.0)
+            x = tl.load(x_ptr + at + k, mask=at + k < K, other=0.0)
+            products += w.to(tl.float32) * x.to(tl.float32)[None, :]
+        acc = tl.sum(products, 1)[None, :]
+    mask = (m < rows)[:, None] & (n < N)[None, :]
+    if SPLITS > 1:
+        place = m[:, None] * N + n[None, :]
+        tl.store(partial_ptr + split * BLOCK_M * N + place, acc, mask=mask)
+        tl.debug_barrier()  # all of the program's stores come before its sign
+        if tl.atomic_add(counter_ptr + block, 1, sem="acq_rel") != SPLITS - 1:
+            return
+        tl.store(counter_ptr + block, 0)
+        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for other in tl.static_range(SPLITS):  # in order: the sum does not depend on which program came last
+            acc += tl.load(partial_ptr + other * BLOCK_M * N + place, mask=mask, other=0.0)
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(out_ptr + m[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def skinny_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, processors: int
+) -> torch.Tensor:
+    """``x [T, K] @ weight.T + bias`` for at most ``MAX_ROWS`` rows. ``counters``: int32 zeros, left zero."""
+    x = x.contiguous()
+    rows = x.shape[0]
+    n, k = weight.shape
+    out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+    dot = rows > 1
+    block_m = triton.next_power_of_2(max(16, rows)) if dot else 1
+    block_n, block_k, splits, warps, stages = _tiles(n, k, dot, processors)
+    partial = torch.empty(splits if splits > 1 else 0, block_m, n, dtype=torch.float32, device=x.device)
+    _skinny[(triton.cdiv(n, block_n), splits)](
+        x,
+        weight,
+        weight if bias is None else bias,
+        out,
+        partial,
+        counters,
+        rows,
+        N=n,
+        K=k,
+        HAS_BIAS=bias is not None,
+        DOT=dot,
+        SPLITS=splits,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=block_k,
+        num_warps=warps,
+        num_stages=stages,
+    )
+    return out
+
+
+def _tiles(n: int, k: int, dot: bool, processors: int) -> tuple[int, int, int, int, int]:
+    """BLOCK_N, BLOCK_K, SPLITS, warps and stages: enough programs for two a multiprocessor, each with long rows."""
+    block_n, block_k = (16, 256) if dot else (8, 512)
+    programs = triton.cdiv(n, block_n)
+    splits = 1
+    while splits < 8 and programs * splits < 2 * processors and k // (2 * splits) >= 2 * block_k:
+        splits *= 2
+    return block_n, block_k, splits, 4, 3
+
+
+def linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor, processors: int
+) -> torch.Tensor:
+    """The faster of both by shape alone, so that a row's result depends on nothing but the batch size."""
+    if 0 < x.shape[0] <= MAX_ROWS and use_skinny(x.shape[0], weight.shape[0], weight.shape[1]):
+        return skinny_linear(x, weight, bias, counters, processors)
+    return F.linear(x, weight, bias)
+
+
+def use_skinny(rows: int, n: int, k: int) -> bool:
+    """Where the own kernel beats cuBLAS."""
+    return rows <= 4 and k % 8 == 0

@@ -1,0 +1,123 @@
+"""Products with experts: rows sorted by expert, each expert's rows times its own matrix.
+
+The rows of each expert are known on the device alone, so the grid is an upper bound, as in prefill: expert e owns the
+tiles from ``offsets[e] // BLOCK_M + e``.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from quire.ops.backend import Routes
+from quire.ops.triton.search import owner_of
+
+
+@triton.jit(do_not_specialize=["experts"])
+def _grouped(
+    x_ptr,
+    stack_ptr,
+    offsets_ptr,
+    rows_ptr,
+    bias_ptr,
+    out_ptr,
+    experts,
+    N: tl.constexpr,
+    K: tl.constexpr,
+    GATHER: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    tile = tl.program_id(1)
+    expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
+    begin = tl.load(offsets_ptr + expert)
+    end = tl.load(offsets_ptr + expert + 1)
+    begin += (tile - begin // BLOCK_M - expert) * BLOCK_M
+    if begin >= end:
+        return
+    row = begin + tl.arange(0, BLOCK_M)
+    here = row < end
+    source = row
+    if GATHER:
+        source = tl.load(rows_ptr + row, mask=here, other=0)
+    n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.arange(0, BLOCK_K)
+    x_rows = x_ptr + source.to(tl.int64)[:, None] * K
+    w_rows = stack_ptr + (expert.to(tl.int64) * N + n)[:, None] * K
+    acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for at in tl.range(0, K, BLOCK_K):
+        inside = (at + k < K)[None, :]
+        x = tl.load(x_rows + (at + k)[None, :], mask=here[:, None] & inside, other=0.0)
+        w = tl.load(w_rows + (at + k)[None, :], mask=(n < N)[:, None] & inside, other=0.0)
+        acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
+    if HAS_BIAS:
+        acc += tl.load(bias_ptr + expert * N + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+    tl.store(
+        out_ptr + row.to(tl.int64)[:, None] * N + n[None, :],
+        acc.to(out_ptr.dtype.element_ty),
+        mask=here[:, None] & (n < N)[None, :],
+    )
+
+
+def grouped_linear(
+    x: torch.Tensor,
+    stack: torch.Tensor,
+    offsets: torch.Tensor,
+    bias: torch.Tensor | None,
+    rows: torch.Tensor | None,
+) -> torch.Tensor:
+    """``stack [E * N, K]``; otherwise as ``Ops.grouped_linear``."""
+    x = x.contiguous()
+    experts = len(offsets) - 1
+    n, k = stack.shape[0] // experts, stack.shape[1]
+    count = x.shape[0] if rows is None else rows.shape[0]
+    out = torch.empty(count, n, dtype=x.dtype, device=x.device)
+    few = count <= 16 * experts
+    block_m, block_n = (16, 64) if few else (128, 128)
+    _grouped[(triton.cdiv(n, block_n), count // block_m + experts)](
+        x,
+        stack,
+        offsets,
+        offsets if rows is None else rows,
+        x if bias is None else bias,
+        out,
+        experts,
+        N=n,
+        K=k,
+        GATHER=rows is not None,
+        HAS_BIAS=bias is not None,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_K=128 if few else 64 if x.dtype.itemsize == 2 else 32,
+        num_warps=4 if few else 8,
+        num_stages=3,
+    )
+    return out
+
+
+@triton.jit
+def _combine(y_ptr, places_ptr, weights_ptr, out_ptr, N: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+    token = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    acc = tl.zeros([BLOCK], tl.float32)
+    for choice in tl.range(TOP_K):
+        row = tl.load(places_ptr + token * TOP_K + choice).to(tl.int64)
+        weight = tl.load(weights_ptr + token * TOP_K + choice).to(tl.float32)
+        acc += weight * tl.load(y_ptr + row * N + at, mask=at < N, other=0.0).to(tl.float32)
+    tl.store(out_ptr + token * N + at, acc.to(out_ptr.dtype.element_ty), mask=at < N)
+
+
+def combine(y: torch.Tensor, routes: Routes) -> torch.Tensor:
+    """As ``Ops.combine``."""
+    tokens, top_k = routes.places.shape
+    n = y.shape[1]
+    out = torch.empty(tokens, n, dtype=y.dtype, device=y.device)
+    block = min(1024, triton.next_power_of_2(n))
+    if tokens:
+        _combine[(tokens, triton.cdiv(n, block))](
+            y.contiguous(), routes.places, routes.weights, out, N=n, TOP_K=top_k, BLOCK=block
+        )
+    return out

@@ -1,0 +1,67 @@
+"""Norms over rows, fused with the residual sum that comes before them."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit(do_not_specialize=["eps"])
+def _norm(
+    x_ptr,
+    residual_ptr,
+    weight_ptr,
+    bias_ptr,
+    out_ptr,
+    eps,
+    width: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    CENTRED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    start = tl.program_id(0).to(tl.int64) * width
+    at = tl.arange(0, BLOCK)
+    mask = at < width
+    x = tl.load(x_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_RESIDUAL:
+        x += tl.load(residual_ptr + start + at, mask=mask, other=0.0).to(tl.float32)
+        tl.store(residual_ptr + start + at, x.to(residual_ptr.dtype.element_ty), mask=mask)
+    if CENTRED:
+        x = tl.where(mask, x - tl.sum(x, 0) / width, 0.0)
+    y = x * tl.rsqrt(tl.sum(x * x, 0) / width + eps)
+    y *= tl.load(weight_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if HAS_BIAS:
+        y += tl.load(bias_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    tl.store(out_ptr + start + at, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def norm(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    eps: float,
+    residual: torch.Tensor | None,
+    centred: bool,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """RMS norm of ``x + residual`` (layer norm if ``centred``); returns it and the sum, written over ``residual``."""
+    x = x.contiguous()
+    rows, width = x.shape
+    out = torch.empty_like(x)
+    block = triton.next_power_of_2(width)
+    _norm[(rows,)](
+        x,
+        x if residual is None else residual,
+        weight,
+        weight if bias is None else bias,
+        out,
+        eps,
+        width,
+        HAS_RESIDUAL=residual is not None,
+        HAS_BIAS=bias is not None,
+        CENTRED=centred,
+        BLOCK=block,
+        num_warps=min(16, max(1, block // 512)),
+    )
+    return out, x if residual is None else residual

@@ -1,0 +1,186 @@
+"""``TritonOps``: the ops on an NVIDIA GPU, by own Triton kernels, cuBLAS and FlashAttention-4."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.layouts import Dense, Layout
+from quire.ops.reference.routing import route
+from quire.ops.triton import decode, elementwise, flash, linear, moe, norm, prefill, rope, sampling
+from quire.ops.triton.pages import TritonPages, new_pages, triton_pages
+
+
+@dataclass(frozen=True)
+class DenseWeight:
+    """A weight ``[N, K]`` in the dtype of the activations."""
+
+    matrix: torch.Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.matrix.shape[0], self.matrix.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.matrix.nbytes
+
+
+class TritonOps:
+    """Activations are ``dtype`` on ``device``; vectors (norms, biases) may be of any float type.
+
+    No op waits for the device or depends on lengths known to the host, so all may be captured in CUDA graphs. One
+    stream at a time: the counters by which split programs find the last one are shared.
+    """
+
+    name = "triton"
+
+    def __init__(self, device: str | torch.device = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self._counters = torch.zeros(decode.MAX_COUNTERS, dtype=torch.int32, device=self.device)
+        self._processors = 132
+        if self.device.type == "cuda":
+            self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+
+    def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
+        """A CUDA graph of ``function``; None where there is no CUDA device."""
+        if self.device.type != "cuda":
+            return None
+        function()  # whatever compiles or is allocated once, does so outside of the graph
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            result = function()
+
+        def replay() -> torch.Tensor:
+            graph.replay()
+            return result
+
+        return replay
+
+    def pack(self, *layouts: Layout) -> DenseWeight:
+        """The layouts' outputs one after another. Every layout is kept dense so far."""
+        return DenseWeight(torch.cat([self._dense(layout) for layout in layouts]))
+
+    def _dense(self, layout: Layout) -> torch.Tensor:
+        matrix = layout.weight if isinstance(layout, Dense) else layout.dequantize()
+        return matrix.to(self.device, self.dtype)
+
+    def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
+        return elementwise.embed(_matrix(weight), ids, multiplier)
+
+    def rms_norm(
+        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm.norm(x, weight, None, eps, residual, centred=False)
+
+    def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return linear.linear(x, _matrix(weight), bias, self._counters, self._processors)
+
+    def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return elementwise.gate_up_act(x, activation)
+
+    def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight:
+        return self.pack(*layouts)
+
+    def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
+        return route(logits, routing, bias)
+
+    def grouped_linear(
+        self,
+        x: torch.Tensor,
+        stack: Weight,
+        offsets: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        rows: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return moe.grouped_linear(x, _matrix(stack), offsets, bias, rows)
+
+    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
+        return moe.combine(y, routes)
+
+    def new_pages(
+        self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+    ) -> TritonPages:
+        return new_pages(num_pages, page_size, kv_heads, head_dim, dtype, self.device)
+
+    def qk_norm_rope_store(
+        self,
+        qkv: torch.Tensor,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        q_norm: torch.Tensor | None,
+        k_norm: torch.Tensor | None,
+        eps: float,
+        cos_sin: torch.Tensor | None,
+        interleaved: bool,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        return rope.qk_norm_rope_store(
+            qkv,
+            heads,
+            kv_heads,
+            head_dim,
+            q_norm,
+            k_norm,
+            eps,
+            cos_sin,
+            interleaved,
+            triton_pages(pages, kv_heads, head_dim),
+            step,
+        )
+
+    def attention(
+        self,
+        q: torch.Tensor,
+        pages: Pages,
+        step: AttentionStep,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+        sinks: torch.Tensor | None = None,
+        alibi_slopes: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """A step of as many queries as sequences is a decode step: query s belongs to sequence s."""
+        own = triton_pages(pages, kv_heads, head_dim)
+        if q.shape[0] == 0:
+            return torch.empty_like(q)
+        if q.shape[0] == len(step.context_len):
+            return decode.decode_attention(
+                q,
+                own,
+                step,
+                heads,
+                kv_heads,
+                head_dim,
+                scale,
+                window,
+                softcap,
+                sinks,
+                alibi_slopes,
+                self._counters,
+                self._processors,
+            )
+        if flash.supports(q, own, head_dim, alibi_slopes):
+            return flash.flash_attention(q, own, step, heads, head_dim, scale, window, softcap, sinks)
+        return prefill.prefill_attention(
+            q, own, step, heads, kv_heads, head_dim, scale, window, softcap, sinks, alibi_slopes
+        )
+
+    def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
+        """``logits`` may be of any float type."""
+        return sampling.sample(logits, step)
+
+
+def _matrix(weight: Weight) -> torch.Tensor:
+    if not isinstance(weight, DenseWeight):
+        raise TypeError(f"This weight was packed for another backend ({type(weight).__name__}).")
+    return weight.matrix
