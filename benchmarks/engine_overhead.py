@@ -12,13 +12,14 @@ import time
 from quire.config.engine import EngineConfig
 from quire.engine.core import EngineCore
 from quire.engine.messages import EngineRequest
-from quire.engine.plan import KVGroup, SlotResult, StepPlan
+from quire.engine.plan import KVGroup, Landed, SlotResult, StepPlan
 from quire.params import SamplingParams
 
 
 class NoModel:
     """Samples token 1 everywhere."""
 
+    ahead = 0
     max_model_len = 1 << 20
     vocab_size = 1000
     page_size = 16
@@ -26,8 +27,8 @@ class NoModel:
     def __init__(self, windows: list[int | None]) -> None:
         self.groups = [KVGroup(window, 1 << 16) for window in windows]
 
-    def execute(self, plan: StepPlan) -> list[SlotResult]:
-        return [SlotResult(work.slot, 1) for work in plan.work if work.sample]
+    def submit(self, plan: StepPlan) -> Landed:
+        return Landed([SlotResult(work.slot, 1) for work in plan.work if work.sample])
 
 
 def measure(batch: int, seconds: float, prompt: int, output: int, windows: list[int | None]) -> dict[str, float]:

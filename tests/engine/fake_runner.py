@@ -39,6 +39,16 @@ def mix(*parts: object) -> int:
     return int.from_bytes(blake2b(repr(parts).encode(), digest_size=6).digest(), "big")
 
 
+@dataclass(frozen=True)
+class FakeFlight:
+    results: list[SlotResult]
+    runner: FakeRunner
+
+    def land(self) -> list[SlotResult]:
+        self.runner.in_flight -= 1
+        return self.results
+
+
 class FakeRunner:
     def __init__(
         self,
@@ -47,7 +57,10 @@ class FakeRunner:
         max_model_len: int = 256,
         step_s: float = 0.0,
         token_s: float = 0.0,
+        ahead: int = 0,
     ) -> None:
+        self.ahead = ahead
+        self.in_flight = 0
         self.groups = groups
         self.page_size = page_size
         self.max_model_len = max_model_len
@@ -61,7 +74,16 @@ class FakeRunner:
         self.model_bytes = 1000
         self.kv_bytes = 2000
 
-    def execute(self, plan: StepPlan) -> list[SlotResult]:
+    def submit(self, plan: StepPlan) -> FakeFlight:
+        self.in_flight += 1
+        assert self.in_flight <= self.ahead + 1
+        try:
+            return FakeFlight(self._execute(plan), self)
+        except BaseException:
+            self.in_flight -= 1
+            raise
+
+    def _execute(self, plan: StepPlan) -> list[SlotResult]:
         self.steps.append(plan)
         self._apply(plan)
         total = sum(w.count for w in plan.work)
@@ -73,10 +95,10 @@ class FakeRunner:
         results = [self._read(work.slot, self.slots[work.slot], work) for work in plan.work]
         for work, result in zip(plan.work, results, strict=True):
             slot = self.slots[work.slot]
-            if result.error is None:
+            if result.error is None or self.ahead:
                 slot.computed += work.count
-                if result.token_id is not None:
-                    slot.tokens.append(result.token_id)
+                if work.sample:
+                    slot.tokens.append(result.token_id or 0)
         self.computed += total
         return [r for r in results if r.token_id is not None or r.prompt_logprobs or r.error]
 
@@ -153,4 +175,5 @@ def build(config: EngineConfig, progress: Callable[[str], None]) -> FakeRunner:
         max_model_len=int(options.get("context", 512)),
         step_s=float(options.get("step", 0)),
         token_s=float(options.get("token", 0)),
+        ahead=int(options.get("ahead", 0)),
     )

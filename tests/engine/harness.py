@@ -78,7 +78,7 @@ def check(core: EngineCore) -> None:
     assert scheduler.waiting == sorted(scheduler.waiting, key=lambda r: r.order)
     assert scheduler.waiting_tokens == sum(r.prompt_len for r in scheduler.waiting)
     for r in scheduler.running:
-        assert r.computed < len(r.tokens)
+        assert r.computed < r.known <= r.max_len
 
 
 def check_empty(core: EngineCore) -> None:

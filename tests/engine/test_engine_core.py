@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from fake_runner import EOS, ERRS, RAISES, VOCAB, FakeFault
-from harness import FULL, alone, check, check_empty, make_core, request, run
+from fake_runner import EOS, ERRS, RAISES, VOCAB, FakeFault, FakeRunner
+from harness import FULL, alone, check, check_empty, config, make_core, request, run
 
+from quire.engine.core import EngineCore
 from quire.engine.errors import EngineFault, QueueFull
 from quire.engine.plan import KVGroup, SlotResult, StepPlan
 from quire.params import ParameterError
@@ -321,16 +322,47 @@ def test_a_runner_past_use_ends_the_engine(monkeypatch: pytest.MonkeyPatch) -> N
     def execute(plan: StepPlan) -> list[SlotResult]:
         raise FakeFault("device lost")
 
-    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(runner, "_execute", execute)
     for i in range(50):
         core.add(request(str(i), [1, 2]))
     with pytest.raises(EngineFault):
         run(core)
 
 
+def test_a_step_is_planned_while_the_last_one_runs() -> None:
+    runner = FakeRunner(list(FULL), ahead=1)
+    core = EngineCore(runner, config())
+    messages = [request(str(i), [i + 1] * 5, max_tokens=6, ignore_eos=True) for i in range(3)]
+    for message in messages:
+        core.add(message)
+    assert core.step() == []  # the first step is on its way
+    assert (len(runner.steps), runner.in_flight) == (1, 1)
+    deltas = core.step()
+    assert (len(runner.steps), runner.in_flight, len(deltas)) == (2, 1, 3)
+    outcomes = run(core, lambda: check(core))
+    for message in messages:
+        first = [t for d in deltas if d.request_id == message.request_id for t in d.token_ids]
+        assert first + outcomes[message.request_id].tokens == alone(message, FULL)[0]
+    assert len(runner.steps) == 6  # no request was computed beyond its end
+    check_empty(core)
+
+
+def test_what_shares_pages_of_a_failure_in_flight_starts_again() -> None:
+    runner = FakeRunner(list(FULL), ahead=1)
+    core = EngineCore(runner, config(max_num_batched_tokens=64))
+    core.add(request("bad", [5] * 16 + [ERRS]))
+    core.step()
+    good = request("good", [5] * 16 + [7])
+    core.add(good)
+    outcomes = run(core, lambda: check(core))
+    assert outcomes["bad"].reason == "error"
+    assert outcomes["good"].tokens == alone(good, FULL)[0]
+    check_empty(core)
+
+
 def test_a_result_that_is_missing_fails_its_request(monkeypatch: pytest.MonkeyPatch) -> None:
     core, runner = make_core()
-    monkeypatch.setattr(runner, "execute", lambda plan: [])
+    monkeypatch.setattr(runner, "_execute", lambda plan: [])
     assert outcome_of(core, request("a", [1, 2])).reason == "error"
 
 
@@ -341,17 +373,17 @@ def test_an_interrupted_step_can_be_gone_on_from(monkeypatch: pytest.MonkeyPatch
     for r in requests:
         core.add(r)
     deltas = core.step() + core.step()
-    execute = runner.execute
+    execute = runner._execute
 
     def interrupted(plan: StepPlan) -> list[SlotResult]:
         if late:
             execute(plan)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runner, "execute", interrupted)
+    monkeypatch.setattr(runner, "_execute", interrupted)
     with pytest.raises(KeyboardInterrupt):
         core.step()
-    monkeypatch.setattr(runner, "execute", execute)
+    monkeypatch.setattr(runner, "_execute", execute)
     check(core)
     outcomes = run(core, lambda: check(core))
     for r in requests:

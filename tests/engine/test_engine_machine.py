@@ -37,10 +37,13 @@ class EngineMachine(RuleBasedStateMachine):
         budget=st.sampled_from([3, 8, 17, 64]),
         policy=st.sampled_from(["fcfs", "priority"]),
         caching=st.booleans(),
+        ahead=st.integers(0, 1),
     )
-    def start(self, groups: tuple[KVGroup, ...], slots: int, budget: int, policy: str, caching: bool) -> None:
+    def start(
+        self, groups: tuple[KVGroup, ...], slots: int, budget: int, policy: str, caching: bool, ahead: int
+    ) -> None:
         self.groups = groups
-        self.runner = FakeRunner(list(groups), max_model_len=CONTEXT)
+        self.runner = FakeRunner(list(groups), max_model_len=CONTEXT, ahead=ahead)
         options: dict[str, Any] = {"max_num_seqs": slots, "max_num_batched_tokens": budget}
         self.core = EngineCore(
             self.runner, config(scheduling_policy=policy, enable_prefix_caching=caching, **options), bounded=False
@@ -137,11 +140,12 @@ EngineMachine.TestCase.settings = settings(max_examples=120, stateful_step_count
 TestEngine = EngineMachine.TestCase
 
 
+@pytest.mark.parametrize("ahead", [0, 1])
 @pytest.mark.parametrize("groups", [(KVGroup(None, 40),), (KVGroup(None, 42), KVGroup(16, 24))])
-def test_soak(groups: tuple[KVGroup, ...]) -> None:
+def test_soak(groups: tuple[KVGroup, ...], ahead: int) -> None:
     """500 requests of random lengths, aborts and shared prefixes on a pool far too small."""
     rng = random.Random(7)
-    runner = FakeRunner(list(groups), max_model_len=150)
+    runner = FakeRunner(list(groups), max_model_len=150, ahead=ahead)
     core = EngineCore(runner, config(max_num_seqs=16, max_num_batched_tokens=48), bounded=False)
     prefixes = [[rng.randrange(1, 90) for _ in range(rng.randrange(0, 60))] for _ in range(6)]
     requests: dict[str, EngineRequest] = {}

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import msgspec
 
@@ -12,7 +14,7 @@ from quire.config.engine import EngineConfig
 from quire.engine.admission import Limits, QueueBound, check_request
 from quire.engine.errors import EngineFault
 from quire.engine.messages import EngineRequest, EngineStats, FinishReason, TokenDelta
-from quire.engine.plan import Runner, SlotResult, StepPlan
+from quire.engine.plan import Flight, Landed, Runner, SlotResult, StepPlan
 from quire.engine.request import Request
 from quire.engine.scheduler import Item, Scheduler, Step
 from quire.kv.groups import PageGroups
@@ -22,6 +24,19 @@ log = logging.getLogger("quire.engine")
 
 _FAULTS_IN_A_ROW = 5  # steps in which nothing at all succeeded: the runner is past use
 _FAILED = "The request failed inside the engine."
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A step in flight."""
+
+    step: Step
+    flight: Flight
+    started: float
+
+    @property
+    def over(self) -> bool:
+        return isinstance(self.flight, Landed)
 
 
 class EngineCore:
@@ -48,13 +63,15 @@ class EngineCore:
         self._bounded = bounded
         self._clock = clock
         self._requests: dict[str, Request] = {}
+        self._flights: deque[_Flight] = deque()
+        self._landed = 0.0  # when the last one did, by the clock
         self._deltas: list[TokenDelta] = []  # endings since the last step
         self._faults = 0
         self._counts = EngineStats(total_pages=self.kv.total_pages, last_step_time=time.time())
 
     @property
     def has_work(self) -> bool:
-        return bool(self._requests or self._deltas)
+        return bool(self._requests or self._deltas or self._flights)
 
     def add(self, message: EngineRequest) -> None:
         """Queue a request. Raises ``ParameterError`` when it can never run, ``QueueFull`` when too much waits."""
@@ -102,37 +119,63 @@ class EngineCore:
         return counts
 
     def step(self) -> list[TokenDelta]:
-        """Run one step and return what it added to each request, with the endings since the last step.
+        """Begin a step, end those that are due, and return what that added, with the endings since the last call.
 
         Raises ``EngineFault`` when the runner fails whatever it is given.
         """
         plan, step = self.scheduler.schedule()
         if plan.work:
-            started, scheduled = self._clock(), time.time()
-            try:
-                results = self._execute(plan)
-            except BaseException:  # Ctrl-C too: what the step should have done is undone
-                self._undo(step)
-                raise
-            self.scheduler.pace.observe(step.decodes, step.prompt_tokens, self._clock() - started)
-            self._commit(step, results, scheduled)
+            self._launch(plan, step)
+        while self._flights and (len(self._flights) > self.runner.ahead or not plan.work or self._flights[0].over):
+            self._land(self._flights.popleft())
         deltas, self._deltas = self._deltas, []
         return deltas
 
     # Running a step
 
-    def _execute(self, plan: StepPlan) -> dict[int, SlotResult]:
+    def _launch(self, plan: StepPlan, step: Step) -> None:
+        started, scheduled = self._clock(), time.time()
         try:
-            results = self.runner.execute(plan)
+            flight = self._submit(plan)
+        except BaseException:  # Ctrl-C too: what the step should have done is undone
+            self._undo(step)
+            raise
+        for request, item in step.items.items():
+            if request.scheduled_time is None and not item.void:
+                request.scheduled_time = scheduled
+        self.scheduler.launch(step)
+        self._flights.append(_Flight(step, flight, started))
+
+    def _land(self, flight: _Flight) -> None:
+        try:
+            results = {result.slot: result for result in flight.flight.land()}
+        except BaseException as error:
+            self._undo(flight.step)
+            if isinstance(error, Exception):
+                raise EngineFault("The device failed in the middle of a step.") from error
+            raise
+        now = self._clock()
+        self.scheduler.pace.observe(
+            flight.step.decodes, flight.step.prompt_tokens, now - max(flight.started, self._landed)
+        )
+        self._landed = now
+        self.scheduler.land(flight.step)
+        self._commit(flight.step, results)
+
+    def _submit(self, plan: StepPlan) -> Flight:
+        try:
+            flight = self.runner.submit(plan)
         except Exception:
             log.exception("A step failed; its requests are run again one by one.")
-            return self._execute_apart(plan)
+            while self._flights:
+                self._land(self._flights.popleft())
+            return Landed(self._run_apart(plan))
         self._faults = 0
-        return {result.slot: result for result in results}
+        return flight
 
-    def _execute_apart(self, plan: StepPlan) -> dict[int, SlotResult]:
+    def _run_apart(self, plan: StepPlan) -> list[SlotResult]:
         """Run a step's items one a plan, so that only the guilty fail."""
-        results: dict[int, SlotResult] = {}
+        results: list[SlotResult] = []
         admitted = {admit.slot for admit in plan.admit}
         release = [slot for slot in plan.release if slot not in admitted]
         failures = 0
@@ -145,10 +188,10 @@ class EngineCore:
             )
             release = []
             try:
-                results.update({result.slot: result for result in self.runner.execute(apart)})
+                results += self.runner.submit(apart).land()
             except Exception:
                 log.exception("A request failed in the engine.")
-                results[work.slot] = SlotResult(slot=work.slot, error=_FAILED)
+                results.append(SlotResult(slot=work.slot, error=_FAILED))
                 failures += 1
         self._faults = self._faults + 1 if failures == len(plan.work) else 0
         if self._faults >= _FAULTS_IN_A_ROW:
@@ -156,35 +199,48 @@ class EngineCore:
         return results
 
     def _undo(self, step: Step) -> None:
-        for request, item in step.items.items():
-            self.scheduler.discard(item)
-            self.scheduler.preempt(request)
+        self.scheduler.land(step)
+        for item in step.items.values():
+            self._restart(item)
 
-    def _commit(self, step: Step, results: dict[int, SlotResult], scheduled: float) -> None:
+    def _restart(self, item: Item) -> None:
+        if not item.void:
+            self.scheduler.discard(item)
+            self.scheduler.preempt(item.request)
+
+    def _commit(self, step: Step, results: dict[int, SlotResult]) -> None:
         now = time.time()
         counts = self._counts
         counts.steps += 1
         counts.last_step_time = now
         failed: set[Request] = set()
         for request, item in step.items.items():
+            if item.void:
+                continue
             result = results.get(request.slot)
             if failed and not failed.isdisjoint(request.depends_on):
                 failed.add(request)
-                self.scheduler.discard(item)
-                self.scheduler.preempt(request)
+                self._restart(item)
             elif error := _error_of(item, result):
                 failed.add(request)
                 self.scheduler.discard(item)
                 self._end(request, "error", error)
             else:
                 counts.computed_tokens += item.count
-                request.computed += item.count
-                if request.scheduled_time is None:
-                    request.scheduled_time = scheduled
                 if request.depends_on:
                     request.depends_on = []
                 if result is not None:
                     self._take(request, result, now)
+        if failed:
+            self._restart_sharers(failed)
+
+    def _restart_sharers(self, failed: set[Request]) -> None:
+        """Requests in flight that share pages of those that failed start again without them."""
+        for flight in self._flights:
+            for request, item in flight.step.items.items():
+                if not failed.isdisjoint(request.depends_on):
+                    failed.add(request)
+                    self._restart(item)
 
     def _take(self, request: Request, result: SlotResult, now: float) -> None:
         """What a step gave for one request."""
@@ -194,6 +250,7 @@ class EngineCore:
         if token is None:
             return
         request.tokens.append(token)
+        request.pending -= 1
         self._counts.generation_tokens += 1
         delta = TokenDelta(request.id, [token])
         if result.logprobs is not None:

@@ -3,14 +3,18 @@
 The runner keeps, for each slot, its token ids, page tables, counters and sampling parameters. A plan is applied
 in the order ``release``, ``admit``, ``pages``, ``work``.
 
-When ``execute`` raises, the engine finds the guilty request: it runs the same work again, one item a plan. So that this
+A runner may be ``ahead``: it takes the plan of the next step before the results of the last one are known, and keeps
+the tokens sampled meanwhile to itself. A request that turns out to have ended is then computed once more, in vain.
+
+When ``submit`` raises, the engine finds the guilty request: it runs the same work again, one item a plan. So that this
 is safe:
 
 - ``release``, ``admit`` and ``pages`` set a slot's state absolutely and may come a second time. ``admit`` replaces
   whatever the slot held. A plan may have no ``work``.
-- A slot's counter and tokens advance last: when ``execute`` raises, no slot of that plan has advanced. Writing a
+- A slot's counter and tokens advance last: when ``submit`` raises, no slot of that plan has advanced. Writing a
   token's keys and values again, into the same page, changes nothing.
-- A slot whose result has an ``error`` need not have advanced: the engine releases it.
+- A slot whose result has an ``error`` need not have advanced: the engine releases it. A runner that is ahead may
+  already have been asked for the slot's next token, and computes whatever it likes.
 
 Slots of one plan may share pages that this same plan fills: each layer writes the keys and values of all work before
 its attention reads any. The sharer comes later in ``work``. Table entries of positions out of the window were never
@@ -19,6 +23,7 @@ granted or are stale: they must not be read.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import msgspec
@@ -84,16 +89,35 @@ class KVGroup(msgspec.Struct, frozen=True):
     num_pages: int
 
 
+class Flight(Protocol):
+    """A step that was submitted."""
+
+    def land(self) -> list[SlotResult]:
+        """Wait for the step's end. Raises when the device failed, which nothing but a restart cures."""
+        ...
+
+
+@dataclass(frozen=True)
+class Landed:
+    """A step that was over when ``submit`` returned."""
+
+    results: list[SlotResult]
+
+    def land(self) -> list[SlotResult]:
+        return self.results
+
+
 class Runner(Protocol):
     """One model on one device (or a group of devices), as the engine sees it."""
 
+    ahead: int  # steps that may be in flight when the next one is submitted
     max_model_len: int
     vocab_size: int
     page_size: int
     groups: list[KVGroup]
 
-    def execute(self, plan: StepPlan) -> list[SlotResult]:
-        """Run a step. Raises only for a fault of the whole step; a fault of one slot is in its result."""
+    def submit(self, plan: StepPlan) -> Flight:
+        """Begin a step. Raises only for a fault of the whole step; a fault of one slot is in its result."""
         ...
 
 

@@ -14,7 +14,7 @@ NO_SLOT = -1
 
 
 class Request:
-    """Its ``computed`` tokens chase its known ``tokens``: prompt and output so far."""
+    """Its ``computed`` tokens chase its ``known`` ones: prompt, output so far, and what steps in flight will sample."""
 
     __slots__ = (
         "_root",
@@ -24,6 +24,7 @@ class Request:
         "computed",
         "depends_on",
         "eos",
+        "epoch",
         "first_token_time",
         "id",
         "keys",
@@ -32,6 +33,7 @@ class Request:
         "min_len",
         "order",
         "pages",
+        "pending",
         "prompt_len",
         "prompt_logprobs",
         "scheduled_time",
@@ -54,10 +56,12 @@ class Request:
         self.stops = frozenset(params.stop_token_ids)
 
         self.slot = NO_SLOT
-        self.computed = 0
+        self.epoch = 0  # stays in a slot so far: what a step in flight brings for an earlier one is void
+        self.computed = 0  # those of steps in flight included
+        self.pending = 0  # tokens that steps in flight will sample
         self.capacity = 0  # tokens that the pages held now can take
         self.pages = SequencePages(groups)
-        self.depends_on: list[Request] = []  # requests of this step whose pages this one shares
+        self.depends_on: list[Request] = []  # those whose pages this one shares while they are being filled
         self.keys: list[bytes] = []
         self._root: bytes | None = None
 
@@ -70,8 +74,17 @@ class Request:
             self.prompt_logprobs = [None]
 
     @property
+    def known(self) -> int:
+        return len(self.tokens) + self.pending
+
+    @property
     def remaining(self) -> int:
-        return len(self.tokens) - self.computed
+        return self.known - self.computed
+
+    @property
+    def at_end(self) -> bool:
+        """Nothing is left to compute once the steps in flight have landed."""
+        return self.known >= self.max_len
 
     @property
     def reads_cache(self) -> bool:
@@ -113,7 +126,7 @@ class Request:
     def restart(self) -> None:
         """Nothing is computed any more; known tokens stay."""
         self.slot = NO_SLOT
-        self.computed = 0
+        self.computed = self.pending = 0
         self.capacity = 0
         self.depends_on = []
         if self.prompt_logprobs is not None:

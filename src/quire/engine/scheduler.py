@@ -31,13 +31,19 @@ _order = attrgetter("order")
 class Item:
     """One request's part in a step."""
 
-    __slots__ = ("count", "keyed", "request", "sample")
+    __slots__ = ("count", "epoch", "keyed", "request", "sample")
 
     def __init__(self, request: Request) -> None:
         self.request = request
+        self.epoch = request.epoch
         self.count = 0
         self.keyed = request.pages.keyed  # before the step: later keys fall if the step fails
         self.sample = False
+
+    @property
+    def void(self) -> bool:
+        """The request has left its slot since."""
+        return self.epoch != self.request.epoch
 
 
 class Step:
@@ -48,7 +54,7 @@ class Step:
         self.admit: list[SlotAdmit] = []
         self.pages: list[PageGrant] = []
         self.room = 0  # tokens still to deal
-        self.fresh: dict[bytes, Request] = {}  # keys of pages that this step fills, and who fills them
+        self.fresh: list[bytes] = []  # keys of pages that this step fills
         self.decodes = 0
         self.prompt_tokens = 0
         self.preempted = False
@@ -85,6 +91,7 @@ class Scheduler:
         self._free_slots = list(range(min(config.max_num_seqs, config.max_num_batched_tokens)))
         self._released: list[int] = []
         self._promised: dict[bytes, Request] = {}  # keys of prompt pages that a running request will fill
+        self._fresh: dict[bytes, Request] = {}  # keys of pages that steps in flight fill, and who fills them
         self._arrivals = 0
 
     # Requests come and go
@@ -121,6 +128,7 @@ class Scheduler:
 
     def _leave(self, request: Request) -> None:
         self.running.remove(request)
+        request.epoch += 1
         self._unpromise(request)
         self.kv.free(request.pages)
         request.pages = SequencePages(len(self.kv.pools))
@@ -136,13 +144,25 @@ class Scheduler:
         prompts = self._decode(step)
         step.room = min(step.room, self.pace.chunk(step.decodes))
         self._prefill(step, prompts)
-        while not step.items and self.running:
+        while not step.items and not all(request.at_end for request in self.running):
             # Prompts in work hold each other's pages (sliding windows grow as they go): the last gives way.
             self._preempt_last(step)
             self._prefill(step, self.running.copy())
         plan = step.plan(self._released)
         self._released = []
         return plan, step
+
+    def launch(self, step: Step) -> None:
+        """The step is on its way: count it as done."""
+        for request, item in step.items.items():
+            if not item.void:
+                request.computed += item.count
+                request.pending += item.sample
+
+    def land(self, step: Step) -> None:
+        """The step is done, or will never be: nobody needs to wait for its pages any more."""
+        for key in step.fresh:
+            self._fresh.pop(key, None)
 
     def discard(self, item: Item) -> None:
         """The item was not computed: nobody may find the pages it should have filled."""
@@ -156,6 +176,8 @@ class Scheduler:
         while index < len(self.running):
             request = self.running[index]
             index += 1
+            if request.at_end:
+                continue
             if request.remaining != 1:
                 prompts.append(request)
             elif request.computed < request.capacity or self._make_room(step, request):
@@ -248,7 +270,7 @@ class Scheduler:
         grants = self.kv.admit(request.pages, request.keys, hit, known)
         request.computed = hit * self.kv.page_size
         request.capacity = self.kv.capacity_of(request.pages)
-        request.depends_on = [step.fresh[key] for key in request.keys[:hit] if key in step.fresh] if step.fresh else []
+        request.depends_on = [self._fresh[key] for key in request.keys[:hit] if key in self._fresh]
         insort(self.running, request, key=_order)
         step.admit.append(request.slot_admit(self._vocab_size))
         step.grant(request, grants)
@@ -281,17 +303,19 @@ class Scheduler:
         item.count += count
         step.room -= count
         end = request.computed + item.count
-        item.sample = end == len(request.tokens)
-        if self._caching and end // self.kv.page_size > request.pages.keyed:
-            self._register(step, request, end // self.kv.page_size)
+        item.sample = end == request.known
+        full = min(end, len(request.tokens)) // self.kv.page_size  # keys are made of tokens that are known
+        if self._caching and full > request.pages.keyed:
+            self._register(step, request, full)
 
     # Keys of pages
 
     def _register(self, step: Step, request: Request, pages: int) -> None:
-        """These pages are full after this step; requests of the same step may share them already."""
+        """These pages are full after this step; requests of this step and later ones may share them already."""
         request.extend_keys(self.kv.page_size, pages)
         for key in request.keys[request.pages.keyed : pages]:
-            step.fresh.setdefault(key, request)
+            if self._fresh.setdefault(key, request) is request:
+                step.fresh.append(key)
             if self._promised.get(key) is request:
                 del self._promised[key]
         self.kv.register(request.pages, request.keys, pages)

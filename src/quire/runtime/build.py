@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 
 from quire.config.engine import EngineConfig
-from quire.model.decoder import Decoder
-from quire.model.families import family_of
+from quire.model.fallback import FallbackLoader
+from quire.model.families import FAMILIES, family_of
 from quire.model.loader import Loader
 from quire.model.spec import DecoderSpec
 from quire.ops.backend import Ops, backend
 from quire.ops.cpu.load import default_threads
 from quire.runtime.memory import MemoryPlan, device_memory, plan_memory
 from quire.runtime.runner import ModelRunner
-from quire.weights.checkpoint import open_checkpoint
+from quire.weights.checkpoint import Checkpoint, open_checkpoint
 from quire.weights.sources import locate
 
 CPU_PAGE_SIZE = 16
@@ -45,7 +45,7 @@ class Blueprint:
     """A checked checkpoint with its spec and memory plan; no weights read yet."""
 
     spec: DecoderSpec
-    loader: Loader
+    loader: Loader | FallbackLoader
     memory: MemoryPlan
     kv_dtype: torch.dtype
     threads: int
@@ -57,10 +57,9 @@ def make_blueprint(config: EngineConfig) -> Blueprint:
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(locate(config))
-    family = family_of(checkpoint.config)
-    spec = family.spec(checkpoint.config)
     ops = backend("cpu", threads=threads)
-    loader = Loader(checkpoint, spec, family.WEIGHTS, ops)
+    loader = _loader(checkpoint, ops)
+    spec = loader.spec
     weight_bytes = loader.check()
     kv_dtype = _KV_DTYPES[config.kv_cache_dtype]
     memory = plan_memory(
@@ -75,10 +74,17 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
     with ledger.phase("reading headers"):
         b = make_blueprint(config)
     with ledger.phase("loading weights"):
-        weights = b.loader.load(b.threads)
+        decoder = b.loader.decoder(b.threads, b.memory.max_model_len)
     with ledger.phase("making pages"):
-        decoder = Decoder(b.spec, weights, b.ops, b.memory.max_model_len)
         runner = ModelRunner(decoder, b.ops, b.memory, config.max_num_seqs, b.kv_dtype)
     runner.phases = ledger.phases
-    runner.model_bytes = weights.nbytes
+    runner.model_bytes = decoder.nbytes
     return runner
+
+
+def _loader(checkpoint: Checkpoint, ops: Ops) -> Loader | FallbackLoader:
+    """The loader of the architecture's family, or the one that goes through Transformers."""
+    if checkpoint.config.get("model_type") not in FAMILIES and checkpoint.path.is_dir():
+        return FallbackLoader(checkpoint.path, checkpoint.config, ops)
+    family = family_of(checkpoint.config)
+    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.model.decoder import Decoder, Step
+from quire.model.decoder import Model, Step
 from quire.ops.backend import AttentionStep, Ops, Pages
 
 
@@ -20,7 +20,7 @@ class _Graph:
 class DecodeGraphs:
     """Logits of steps with one token a sequence. ``table_width``: pages of the longest sequence."""
 
-    def __init__(self, decoder: Decoder, ops: Ops, pages: Sequence[Pages], table_width: int) -> None:
+    def __init__(self, decoder: Model, ops: Ops, pages: Sequence[Pages], table_width: int) -> None:
         self._decoder = decoder
         self._ops = ops
         self._pages = pages

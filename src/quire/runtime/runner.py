@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from quire.engine.messages import TokenLogprobs
-from quire.engine.plan import KVGroup, SlotResult, SlotWork, StepPlan
-from quire.model.decoder import Decoder, kv_windows
+from quire.engine.plan import KVGroup, Landed, SlotResult, SlotWork, StepPlan
+from quire.model.decoder import Model, kv_windows
 from quire.ops.backend import Ops, Pages
 from quire.runtime.graphs import DecodeGraphs
 from quire.runtime.memory import MemoryPlan
@@ -19,9 +19,11 @@ NOT_A_NUMBER = "The model computed values that are not numbers for this request.
 
 
 class ModelRunner:
-    """Implements ``engine.plan.Runner``. ``execute`` may be called again with the same work if it raised."""
+    """Implements ``engine.plan.Runner``. ``submit`` may be called again with the same work if it raised."""
 
-    def __init__(self, decoder: Decoder, ops: Ops, plan: MemoryPlan, slots: int, kv_dtype: torch.dtype) -> None:
+    ahead = 0
+
+    def __init__(self, decoder: Model, ops: Ops, plan: MemoryPlan, slots: int, kv_dtype: torch.dtype) -> None:
         spec = decoder.spec
         self.max_model_len = plan.max_model_len
         self.vocab_size = spec.vocab_size
@@ -36,7 +38,7 @@ class ModelRunner:
         self._pages = _new_pages(decoder, ops, plan, kv_dtype)
         self._graphs = DecodeGraphs(decoder, ops, self._pages, -(-plan.max_model_len // plan.page_size))
 
-    def execute(self, plan: StepPlan) -> list[SlotResult]:
+    def submit(self, plan: StepPlan) -> Landed:
         for slot in plan.release:
             self._sampler.release(slot)
         for admit in plan.admit:
@@ -45,9 +47,9 @@ class ModelRunner:
         for grant in plan.pages:
             self._state.grant(grant)
         if not plan.work:
-            return []
+            return Landed([])
         with torch.inference_mode():
-            return self._run(plan.work)
+            return Landed(self._run(plan.work))
 
     def _run(self, work: Sequence[SlotWork]) -> list[SlotResult]:
         step = self._state.step(work)
@@ -101,7 +103,7 @@ class ModelRunner:
         return found
 
 
-def _new_pages(decoder: Decoder, ops: Ops, plan: MemoryPlan, dtype: torch.dtype) -> list[Pages]:
+def _new_pages(decoder: Model, ops: Ops, plan: MemoryPlan, dtype: torch.dtype) -> list[Pages]:
     num_pages = dict(zip(kv_windows(decoder.spec), (g.num_pages for g in plan.groups), strict=True))
     return [
         ops.new_pages(num_pages[a.window], plan.page_size, a.kv_heads, a.head_dim, dtype)
