@@ -9,7 +9,7 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
-from quire.model.decoder import Decoder, kv_windows
+from quire.model.decoder import kv_windows
 from quire.params import SamplingParams
 from quire.runtime.build import make_blueprint
 from quire.runtime.state import SlotState
@@ -23,7 +23,7 @@ class Harness:
 
     def __init__(self, model: Path, sequences: list[list[int]]) -> None:
         b = make_blueprint(EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4))
-        self.decoder = Decoder(b.spec, b.loader.load(1), b.ops, 128)
+        self.decoder = b.loader.decoder(1, 128)
         windows = kv_windows(b.spec)
         groups = [KVGroup(w, PAGES) for w in windows]
         self._state = SlotState(len(sequences), 128, PAGE, groups)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -56,6 +57,21 @@ def kv_windows(spec: DecoderSpec) -> list[int | None]:
     return sorted(windows, key=lambda window: (window is not None, window or 0))
 
 
+class Model(Protocol):
+    """What the runner needs of a model."""
+
+    spec: DecoderSpec
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices."""
+        ...
+
+    def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor: ...
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor: ...
+
+
 class Decoder:
     """Runs a step's tokens through all layers. ``max_positions`` bounds the rotary tables."""
 
@@ -71,6 +87,11 @@ class Decoder:
             if rope is not None and rope not in tables:
                 tables[rope] = cos_sin_table(rope, max_positions)
         self._cos_sin = [tables[a.rope] if (a := layer.attention).rope else None for layer in spec.layers]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the matrices."""
+        return self._weights.nbytes
 
     def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
         """Last hidden states ``[T, hidden]``, normed; writes keys and values to ``pages`` (one entry a layer)."""

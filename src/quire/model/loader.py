@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.model.decoder import DecoderWeights, LayerWeights
+from quire.model.decoder import Decoder, DecoderWeights, LayerWeights
 from quire.model.linear import Linear
 from quire.model.spec import DecoderSpec, LayerSpec
 from quire.model.weight_map import WeightMap
@@ -34,7 +34,7 @@ class Loader:
 
     def __init__(self, checkpoint: Checkpoint, spec: DecoderSpec, names: WeightMap, ops: Ops) -> None:
         self._checkpoint = checkpoint
-        self._spec = spec
+        self.spec = spec
         self._names = names
         self._ops = ops
 
@@ -50,8 +50,11 @@ class Loader:
             total += info.nbytes
         return total
 
+    def decoder(self, threads: int, max_positions: int) -> Decoder:
+        return Decoder(self.spec, self.load(threads), self._ops, max_positions)
+
     def load(self, threads: int) -> DecoderWeights:
-        spec, names = self._spec, self._names
+        spec, names = self.spec, self._names
         embedding = self._ops.pack(self._layout(names.embedding + ".weight"))
         head = Linear((embedding,)) if spec.tied_head else self._linear(self._head_shape())
         with ThreadPoolExecutor(threads) as pool:
@@ -59,7 +62,7 @@ class Loader:
         return DecoderWeights(embedding, layers, self._norm(names.final_norm, spec.final_norm.weight_offset), head)
 
     def _layer(self, i: int) -> LayerWeights:
-        names, layer = self._names, self._spec.layers[i]
+        names, layer = self._names, self.spec.layers[i]
         offset = layer.norm.weight_offset
         linears = {kind: self._linear(shape) for kind, shape in self._linears(i, layer).items()}
         qk = layer.attention.qk_norm
@@ -78,7 +81,7 @@ class Loader:
         )
 
     def _linears(self, i: int, layer: LayerSpec) -> dict[str, LinearShape]:
-        names, a, hidden = self._names, layer.attention, self._spec.hidden_size
+        names, a, hidden = self._names, layer.attention, self.spec.hidden_size
         q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
 
         def shape(modules: tuple[str, ...], outputs: tuple[int, ...], inputs: int, bias: bool) -> LinearShape:
@@ -92,11 +95,11 @@ class Loader:
         }
 
     def _head_shape(self) -> LinearShape:
-        return LinearShape((self._names.head,), (self._spec.vocab_size,), self._spec.hidden_size, bias=False)
+        return LinearShape((self._names.head,), (self.spec.vocab_size,), self.spec.hidden_size, bias=False)
 
     def _expected(self) -> Iterator[tuple[str, tuple[int, ...]]]:
         """Names and shapes of all tensors that the spec calls for."""
-        spec, names = self._spec, self._names
+        spec, names = self.spec, self._names
         yield names.embedding + ".weight", (spec.vocab_size, spec.hidden_size)
         yield names.final_norm + ".weight", (spec.hidden_size,)
         if not spec.tied_head:

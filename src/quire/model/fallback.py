@@ -1,0 +1,243 @@
+"""Architectures without a family: the Transformers class, with its attention on Quire's pages and its linears packed.
+
+So they get continuous batching, paging and the prefix cache too. What a class can't do is found before its weights are
+read (``fallback_probe``); code from a model's repository is never run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from quire.model.decoder import Step, kv_windows
+from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
+from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
+from quire.ops.backend import AttentionStep, Ops, Pages
+from quire.ops.layouts import Dense
+from quire.weights.errors import CheckpointError
+
+_BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
+
+
+class FallbackLoader:
+    """Loads a Hugging Face directory of an architecture without a family. Its init raises ``CheckpointError``."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any], ops: Ops) -> None:
+        self._path = path
+        self._ops = ops
+        self._architecture = str(config.get("model_type"))[:60]
+        self._config = _transformers_config(path, config, self._architecture)
+        self._calls, self._nbytes = probe(self._config, self._architecture)
+        self.spec = _spec(self._config, self._architecture, self._calls)
+
+    def check(self) -> int:
+        """Bytes of the weights once loaded."""
+        return self._nbytes
+
+    def decoder(self, threads: int, max_positions: int) -> FallbackDecoder:
+        from transformers import AutoModelForCausalLM
+
+        loader: Any = AutoModelForCausalLM
+        model, report = loader.from_pretrained(
+            self._path,
+            dtype="auto",
+            attn_implementation=IMPLEMENTATION,
+            trust_remote_code=False,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+        wrong = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
+        if wrong:
+            raise CheckpointError(f"The checkpoint lacks the tensor {min(wrong)}, or has it in another shape.")
+        decoder = FallbackDecoder(self.spec, model.eval(), self._calls, self._ops)
+        decoder.nbytes = self._nbytes
+        try:
+            _check_independence(decoder, self._ops, self._architecture)
+        except CheckpointError:
+            raise
+        except Exception as error:  # a class that wants of its parts what ours don't have
+            raise CheckpointError(unsupported(self._architecture, "its parts cannot be replaced")) from error
+        return decoder
+
+
+class FallbackDecoder:
+    """A ``Model`` by a Transformers class."""
+
+    def __init__(self, spec: DecoderSpec, model: Any, calls: Sequence[AttentionCall], ops: Ops) -> None:
+        self.spec = spec
+        self.nbytes = 0
+        windows = kv_windows(spec)
+        self._attention = [_PagedAttention(call, windows.index(call.spec.window), ops) for call in calls]
+        for call, attention in zip(calls, self._attention, strict=True):
+            model.get_submodule(call.module).quire = attention
+        _pack_linears(model, ops)
+        model.float()
+        # The model without its body turns given hidden states into logits, with whatever scale or cap it has.
+        prefix = model.base_model_prefix
+        self._body = getattr(model, prefix)
+        setattr(model, prefix, _GivenStates())
+        self._head = model
+
+    def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
+        """Last hidden states ``[T, hidden]``; writes keys and values to ``pages`` (one entry a layer)."""
+        for attention, own in zip(self._attention, pages, strict=True):
+            attention.pages, attention.step = own, step.attention[attention.group]
+        positions = step.attention[0].positions.long()[None]
+        states = self._body(input_ids=step.token_ids[None], position_ids=positions, use_cache=False)[0]
+        return torch.as_tensor(states)[0]
+
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """float32 ``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
+        logits: torch.Tensor = self._head(inputs_embeds=hidden[None], use_cache=False).logits[0]
+        return logits.float()
+
+
+class _PagedAttention:
+    """The attention of one layer, as Transformers calls it."""
+
+    step: AttentionStep
+    pages: Pages
+
+    def __init__(self, call: AttentionCall, group: int, ops: Ops) -> None:
+        self.group = group
+        self._spec = call.spec
+        self._value_dim = call.value_dim
+        self._ops = ops
+
+    def __call__(self, query: Any, key: Any, value: Any, mask: Any, s_aux: Any = None, **_: Any) -> torch.Tensor:
+        """Heads ``[1, H, T, D]`` -> ``[1, T, H, value_dim]``."""
+        a = self._spec
+        shape = (a.heads, a.kv_heads, a.head_dim)
+        qkv = torch.cat([F.pad(x[0], (0, a.head_dim - x.shape[3])) for x in (query, key, value)])
+        qkv = qkv.transpose(0, 1).flatten(1)
+        q = self._ops.qk_norm_rope_store(qkv, *shape, None, None, 0.0, None, False, self.pages, self.step)
+        y = self._ops.attention(q, self.pages, self.step, *shape, a.scale, a.window, a.softcap, sinks=s_aux)
+        return y.view(1, -1, a.heads, a.head_dim)[..., : self._value_dim]
+
+
+class _PackedLinear(nn.Module):
+    """``nn.Linear`` by Quire's kernels: the weights stay in the checkpoint's type, the arithmetic is in float32."""
+
+    def __init__(self, linear: nn.Linear, ops: Ops) -> None:
+        super().__init__()
+        self._weight = ops.pack(Dense(linear.weight.detach()))
+        self._bias = None if linear.bias is None else linear.bias.detach().float()
+        self._ops = ops
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self._ops.linear(x.flatten(0, -2), self._weight, self._bias)
+        return y.view(*x.shape[:-1], -1)
+
+
+class _GivenStates(nn.Module):
+    """In the body's place: its output is what it is given."""
+
+    def forward(self, *_: Any, inputs_embeds: torch.Tensor, **others: Any) -> _Output:
+        return _Output(inputs_embeds)
+
+
+class _Output:
+    """A body's output that has nothing but hidden states."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.last_hidden_state = states
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return (self.last_hidden_state,)[index]
+
+    def __getattr__(self, name: str) -> None:
+        return None
+
+
+def _pack_linears(model: nn.Module, ops: Ops) -> None:
+    for parent in list(model.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child) is nn.Linear:  # no subclass, whose forward may do more
+                setattr(parent, name, _PackedLinear(child, ops))
+
+
+def _transformers_config(path: Path, config: Mapping[str, Any], architecture: str) -> Any:
+    try:
+        from transformers import AutoConfig
+    except ImportError as error:
+        raise CheckpointError(
+            f"The architecture {architecture!r} has no family of Quire's own; to run it through Transformers, "
+            "pip install 'quire-llm[transformers]'."
+        ) from error
+    if not path.is_dir():
+        raise CheckpointError(f"The architecture {architecture!r} can only be run from a Hugging Face directory.")
+    if config.get("quantization_config"):
+        raise CheckpointError(f"Quire reads no quantised checkpoints of the architecture {architecture!r}.")
+    register()
+    try:
+        loaded = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
+    except Exception as error:  # unknown, in need of code of its own, or spoilt
+        raise CheckpointError(
+            f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here; "
+            "a newer Transformers may know it."
+        ) from error
+    rope = getattr(loaded.get_text_config(), "rope_parameters", None) or {}
+    if isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT:
+        raise CheckpointError(
+            f"The rope scaling {rope['rope_type']!r} of the architecture {architecture!r} would make tokens depend "
+            "on the other requests of a batch: Quire does not run it through Transformers."
+        )
+    return loaded
+
+
+def _spec(config: Any, architecture: str, calls: Sequence[AttentionCall]) -> DecoderSpec:
+    text = config.get_text_config()
+    norm = NormSpec()  # the model's own; nothing outside asks
+    mlp = MlpSpec(int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size), "silu")
+    eos = text.eos_token_id
+    return DecoderSpec(
+        family=f"transformers:{architecture}",
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        max_position=text.max_position_embeddings,
+        layers=tuple(LayerSpec(call.spec, mlp, norm) for call in calls),
+        final_norm=norm,
+        tied_head=False,
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else () if eos is None else (eos,),
+    )
+
+
+def _check_independence(decoder: FallbackDecoder, ops: Ops, architecture: str) -> None:
+    """Raises where a sequence beside another, or in two pieces, gives other states than alone and at once."""
+    page, sizes = 16, (9, 5)
+    pages = [
+        ops.new_pages(2, page, a.kv_heads, a.head_dim, torch.float32)
+        for a in (layer.attention for layer in decoder.spec.layers)
+    ]
+    ids = torch.arange(sum(sizes)) % decoder.spec.vocab_size
+
+    def run(parts: Sequence[tuple[int, int, int]]) -> torch.Tensor:
+        """``parts``: (sequence, from, to)."""
+        positions = torch.cat([torch.arange(begin, end) for _, begin, end in parts])
+        slots = torch.cat([torch.arange(begin, end) + s * page for s, begin, end in parts])
+        start = torch.tensor([0, *(end - begin for _, begin, end in parts)]).cumsum(0)
+        attention = AttentionStep(
+            positions.int(),
+            slots,
+            start.int(),
+            torch.tensor([end for *_, end in parts], dtype=torch.int32),
+            torch.tensor([[s] for s, *_ in parts], dtype=torch.int32),
+            page,
+        )
+        tokens = torch.cat([ids[s * sizes[0] :][begin:end] for s, begin, end in parts])
+        return decoder.forward(Step(tokens, [attention] * len(kv_windows(decoder.spec))), pages)
+
+    with torch.inference_mode():
+        alone = torch.cat([run([(0, 0, sizes[0])]), run([(1, 0, sizes[1])])])
+        beside = run([(0, 0, sizes[0]), (1, 0, sizes[1])])
+        pieces = torch.cat([run([(0, 0, 4)]), run([(0, 4, sizes[0])])])
+        decoder.logits(alone)
+    scale = alone.abs().max()
+    for other, wanted in ((beside, alone), (pieces, alone[: sizes[0]])):
+        if (other - wanted).abs().max() > 1e-3 * scale:
+            raise CheckpointError(unsupported(architecture, "its tokens act on each other outside of attention"))

@@ -1,0 +1,162 @@
+"""Architectures without a family run through Transformers' classes on Quire's pages, and give the same logits."""
+
+from __future__ import annotations
+
+import builtins
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from quire.config.engine import EngineConfig
+from quire.model.fallback import FallbackDecoder, FallbackLoader
+from quire.ops.backend import Ops, backend
+from quire.runtime import build
+from quire.weights.checkpoint import Checkpoint
+from quire.weights.errors import CheckpointError
+from tests.model.agreement import WAYS, random_model
+from tests.model.harness import Harness
+
+COMMON = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 3,
+    "vocab_size": 320,
+    "max_position_embeddings": 256,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+CASES: dict[str, dict[str, Any]] = {
+    "apertus": {"model_type": "apertus"},
+    "exaone4": {  # sliding windows and full attention
+        "model_type": "exaone4",
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "sliding_attention", "full_attention"],
+    },
+    "granite_swa": {"model_type": "granite_swa", "sliding_window": 24},  # sinks, multipliers, scaled logits
+    "minicpm3": {  # heads of 24 for keys, 16 for values
+        "model_type": "minicpm3",
+        "q_lora_rank": 32,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "num_key_value_heads": 4,
+    },
+    "ernie4_5_moe": {
+        "model_type": "ernie4_5_moe",
+        "moe_num_experts": 4,
+        "moe_k": 2,
+        "moe_intermediate_size": 32,
+        "moe_layer_start_index": 1,
+    },
+    "llama": {"model_type": "llama"},
+}
+
+
+@pytest.fixture(params=CASES, scope="module")
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Path]:
+    path = tmp_path_factory.mktemp(request.param)
+    return random_model({**COMMON, **CASES[request.param]}, path), path
+
+
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
+def test_agrees_with_transformers(case: tuple[Any, Path], way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = case
+
+    def loader(checkpoint: Checkpoint, ops: Ops) -> FallbackLoader:
+        return FallbackLoader(checkpoint.path, checkpoint.config, ops)
+
+    if path.name.startswith("llama"):  # it has a family: the fallback is forced
+        monkeypatch.setattr(build, "_loader", loader)
+
+    def opened(sequences: list[list[int]]) -> Harness:
+        harness = Harness(path, sequences)
+        assert isinstance(harness.decoder, FallbackDecoder)
+        return harness
+
+    way(model, opened)
+
+
+def save(path: Path, model_type: str, **settings: Any) -> Path:
+    config = AutoConfig.for_model(model_type, **{**COMMON, **settings})
+    AutoModelForCausalLM.from_config(config).save_pretrained(path)
+    return path
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(CheckpointError) as caught:
+        build.make_blueprint(EngineConfig(model=str(path)))
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["lfm2", "diffllama"])
+def test_refuses_layers_that_are_not_plain_attention(tmp_path: Path, model_type: str) -> None:
+    assert "not all attention" in refusal(save(tmp_path, model_type))
+
+
+def test_refuses_masks_of_other_shapes(tmp_path: Path) -> None:
+    assert "cannot serve" in refusal(save(tmp_path, "bert"))
+
+
+def test_refuses_what_would_depend_on_the_batch(tmp_path: Path) -> None:
+    rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0}
+    assert "'dynamic'" in refusal(save(tmp_path, "apertus", rope_parameters=rope))
+
+
+def test_refuses_tokens_that_mix_outside_of_attention(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.models.apertus.modeling_apertus import ApertusMLP
+
+    plain = ApertusMLP.forward
+    monkeypatch.setattr(ApertusMLP, "forward", lambda self, x: plain(self, x + x.roll(1, dims=1)))
+    loader = build.make_blueprint(EngineConfig(model=str(save(tmp_path, "apertus")))).loader
+    with pytest.raises(CheckpointError, match="outside of attention"):
+        loader.decoder(1, 64)
+
+
+def test_refuses_a_missing_tensor(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, "apertus")
+    tensors = load_file(tmp_path / "model.safetensors")
+    del tensors["model.layers.1.mlp.down_proj.weight"]
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    loader = build.make_blueprint(EngineConfig(model=str(tmp_path))).loader
+    with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
+        loader.decoder(1, 64)
+
+
+def test_refuses_unknown_architectures_and_their_code(tmp_path: Path) -> None:
+    save(tmp_path, "apertus")
+    config = json.loads((tmp_path / "config.json").read_text())
+    config |= {"model_type": "homegrown", "auto_map": {"AutoConfig": "evil.Config"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "evil.py").write_text("raise SystemExit('ran code of a checkpoint')")
+    assert "known neither to Quire nor to the Transformers" in refusal(tmp_path)
+
+
+def test_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path, "apertus")
+    plain = builtins.__import__
+
+    def without(name: str, *args: Any) -> Any:
+        if name == "transformers":
+            raise ImportError(name)
+        return plain(name, *args)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(CheckpointError, match=r"pip install 'quire-llm\[transformers\]'"):
+        FallbackLoader(tmp_path, {"model_type": "apertus"}, backend("reference"))
+
+
+def test_matrices_keep_their_type(tmp_path: Path) -> None:
+    save(tmp_path, "apertus", dtype="bfloat16")
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path)
+    loader = build.make_blueprint(EngineConfig(model=str(tmp_path))).loader
+    linears = sum(m.weight.nbytes for m in model.modules() if type(m) is torch.nn.Linear)
+    others = sum(p.numel() * 4 for p in model.parameters()) - 2 * linears
+    assert loader.check() == linears + others
