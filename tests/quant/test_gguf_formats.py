@@ -8,6 +8,7 @@ import torch
 from gguf import GGMLQuantizationType
 from gguf.quants import dequantize as reference
 
+from quire.ops.backend import backend
 from quire.ops.layouts import Dense, GroupedInt
 from quire.quant.gguf import CHUNK, dequantize, unpack
 from quire.weights.errors import CheckpointError
@@ -19,12 +20,12 @@ FLOATS = ["F32", "F16", "BF16"]
 BLOCKS = {  # bytes of the float16 scales in a block, bits and group of the layout
     "Q4_0": ([0], 4, 32),
     "Q4_1": ([0, 2], 4, 32),
-    "Q5_0": ([0], 8, 32),
-    "Q5_1": ([0, 2], 8, 32),
+    "Q5_0": ([0], 5, 32),
+    "Q5_1": ([0, 2], 5, 32),
     "Q8_0": ([0], 8, 32),
     "Q4_K": ([0, 2], 4, 32),
-    "Q5_K": ([0, 2], 8, 32),
-    "Q6_K": ([208], 8, 16),
+    "Q5_K": ([0, 2], 5, 32),
+    "Q6_K": ([208], 6, 16),
 }
 
 
@@ -51,7 +52,7 @@ def test_random_blocks_are_exact(kind: str) -> None:
     layout = unpack(tensor)
     assert isinstance(layout, GroupedInt)
     assert (layout.bits, layout.group) == BLOCKS[kind][1:]
-    assert layout.shape == tensor.shape and layout.q.dtype == (torch.uint8 if layout.bits == 4 else torch.int8)
+    assert layout.shape == tensor.shape and layout.q.dtype == (torch.int8 if layout.bits == 8 else torch.uint8)
     assert layout.minimum is None or layout.minimum.dtype == layout.scale.dtype
     assert torch.equal(layout.dequantize(), expected(tensor))
 
@@ -64,16 +65,26 @@ def test_tensors_larger_than_a_chunk_are_exact(kind: str) -> None:
     assert torch.equal(unpack(tensor).dequantize(), expected(tensor))
 
 
-def test_scales_of_q4_0_stay_exact_at_the_ends_of_float16() -> None:
-    """-8 d does not fit float16 for large d: then scale and minimum are float32."""
-    for bits, dtype in ((0x7BFF, torch.float32), (0x0001, torch.float16), (0x6FFF, torch.float16)):
-        raw = np.zeros((1, 18), np.uint8)
-        raw[:, 2:] = np.arange(16) * 17
-        raw[:, :2] = np.array([bits], "<u2").view(np.uint8)
-        tensor = RawTensor("Q4_0", (1, 32), raw.reshape(-1))
-        layout = unpack(tensor)
-        assert isinstance(layout, GroupedInt) and layout.scale.dtype == dtype
-        assert torch.equal(layout.dequantize(), expected(tensor))
+@pytest.mark.parametrize("bits", [0x7BFF, 0x0001, 0x6FFF])
+def test_scales_of_q4_0_stay_exact_at_the_ends_of_float16(bits: int) -> None:
+    """-8 d does not fit float16 for large d."""
+    raw = np.zeros((1, 18), np.uint8)
+    raw[:, 2:] = np.arange(16) * 17
+    raw[:, :2] = np.array([bits], "<u2").view(np.uint8)
+    tensor = RawTensor("Q4_0", (1, 32), raw.reshape(-1))
+    assert torch.equal(unpack(tensor).dequantize(), expected(tensor))
+
+
+@pytest.mark.parametrize("kind", BLOCKS)
+def test_packed_blocks_take_no_more_than_in_the_file(kind: str) -> None:
+    """And are multiplied by exactly what they stand for."""
+    tensor = random_blocks(kind, 24, 6)
+    layout, ops = unpack(tensor), backend("cpu")
+    packed = ops.pack(layout)
+    if ops.name == "cpu":
+        assert packed.nbytes <= 1.03 * tensor.data.nbytes
+    ids = torch.arange(24)
+    torch.testing.assert_close(ops.embed(packed, ids, 1.0), expected(tensor), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", FLOATS)

@@ -104,8 +104,8 @@ class Ops(Protocol):
         """
         ...
 
-    def pack(self, layout: Layout) -> Weight:
-        """Reorder weights into what this backend's kernels read."""
+    def pack(self, *layouts: Layout) -> Weight:
+        """Layers of the same inputs, outputs one after another, in the order that this backend's kernels read."""
         ...
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:

@@ -130,7 +130,7 @@ class Codebook:
         """The scales as float32."""
         if self.scale.dtype != torch.uint8:
             return self.scale
-        return torch.ldexp(torch.ones(()), self.scale.int() - 127)
+        return torch.ldexp(torch.ones_like(self.scale, dtype=torch.float32), self.scale.int() - 127)
 
     def dequantize(self) -> torch.Tensor:
         n, k = self.shape

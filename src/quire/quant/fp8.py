@@ -50,7 +50,7 @@ class Fp8Scheme:
         if bool((weight.view(torch.uint8) & 127 == 127).any()):
             raise CheckpointError("The checkpoint is corrupt: a weight is no number.")
         if scale.dtype == torch.uint8:
-            scale = torch.ldexp(torch.ones(()), scale.int() - 127)
+            scale = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
         scale, block = finite("a scale", scale.float()), self.block
         if block is None:
             block = (outputs, inputs) if scale.numel() == 1 else (1, inputs)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -37,14 +37,21 @@ def unpack(tensor: RawTensor) -> Layout:
         raise CheckpointError(f"Weights of the type {tensor.type} cannot be computed with.")
     form = _FORMS[tensor.type]
     blocks = tensor.data.reshape(-1, TYPES[tensor.type].nbytes)
-    rows = tensor.shape[0]
-    scale, minimum = _narrowest(*form.scales(blocks))
+    scales = form.scales(blocks)
+
+    def matrix(values: Scales | Integers | None) -> torch.Tensor | None:
+        return None if values is None else torch.from_numpy(_finite(values)).view(tensor.shape[0], -1)
+
+    q = torch.from_numpy(_integers(form, blocks, TYPES[tensor.type].block)).view(tensor.shape)
     return GroupedInt(
-        q=torch.from_numpy(_integers(form, blocks, TYPES[tensor.type].block)).view(rows, -1),
-        scale=torch.from_numpy(scale).view(rows, -1),
-        minimum=None if minimum is None else torch.from_numpy(minimum).view(rows, -1),
+        q=q,
+        scale=torch.from_numpy(_finite(scales.scale)).view(len(q), -1),
+        minimum=matrix(scales.minimum),
         bits=form.bits,
         group=form.group,
+        zero=form.zero,
+        super_scale=matrix(scales.super_scale),
+        super_minimum=matrix(scales.super_minimum),
     )
 
 
@@ -67,36 +74,26 @@ def _integers(form: _Form, blocks: Bytes, values: int) -> Integers:
     out = np.empty((len(blocks), values), np.uint8)
     for start in range(0, len(blocks), step := CHUNK // values):
         form.integers(blocks[start : start + step], out[start : start + step])
-    return out if form.bits == 4 else out.view(np.int8)
+    return out.view(np.int8) if form.bits == 8 else out
 
 
-def _narrowest(scale: Scales, minimum: Scales | None) -> tuple[Scales, Scales | None]:
-    """Both in float16 where that is exact, else both in float32."""
-    if minimum is not None and minimum.dtype != scale.dtype:
-        with np.errstate(over="ignore"):
-            half = minimum.astype(np.float16)
-        if np.array_equal(half, minimum):
-            minimum = half
-        else:
-            scale = scale.astype(np.float32)
-    if not np.isfinite(scale).all() or (minimum is not None and not np.isfinite(minimum).all()):
+def _finite(values: Any) -> Any:
+    if values.dtype == np.float16 and not np.isfinite(values).all():
         raise CheckpointError("The checkpoint is corrupt: the scales of a quantised tensor are not finite numbers.")
-    return scale, minimum
+    return values
 
 
-# Integers of each format: blocks [n, bytes], out [n, values] uint8 (8-bit forms: the bits of an int8).
+# Integers of each format: blocks [n, bytes], out [n, values] uint8 (Q8_0: the bits of an int8).
 
 
 def _q4(at: int) -> Fill:
     return lambda blocks, out: _nibbles(blocks[:, at:], out)
 
 
-def _q5(at: int, offset: int) -> Fill:
+def _q5(at: int) -> Fill:
     def fill(blocks: Bytes, out: Bytes) -> None:
         _nibbles(blocks[:, at + 4 :], out)
         out |= np.unpackbits(blocks[:, at : at + 4], axis=1, bitorder="little") << 4
-        if offset:
-            np.subtract(out, offset, out=out)
 
     return fill
 
@@ -123,7 +120,6 @@ def _q6_k(blocks: Bytes, out: Bytes) -> None:
     np.right_shift(low, 4, out=halves[:, :, 1])
     for i in range(4):
         groups[:, :, i] |= ((high >> (2 * i)) & 3) << 4
-    np.subtract(out, 32, out=out)
 
 
 def _nibbles(packed: Bytes, out: Bytes) -> None:
@@ -140,7 +136,14 @@ def _wide_nibbles(packed: Bytes, out: Bytes) -> None:
     np.right_shift(chunks, 4, out=out[:, :, 1])
 
 
-# Scales and minima of each format, one a group.
+# Scales of each format, one a group (of super-blocks: and one a block).
+
+
+class _Scales(NamedTuple):
+    scale: Scales | Integers
+    minimum: Scales | Integers | None = None
+    super_scale: Scales | None = None
+    super_minimum: Scales | None = None
 
 
 def _half(blocks: Bytes, at: int) -> Scales:
@@ -148,31 +151,24 @@ def _half(blocks: Bytes, at: int) -> Scales:
     return np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")
 
 
-def _scale_only(blocks: Bytes) -> tuple[Scales, None]:
-    return _half(blocks, 0), None
+def _scale_only(blocks: Bytes) -> _Scales:
+    return _Scales(_half(blocks, 0))
 
 
-def _scale_and_minimum(blocks: Bytes) -> tuple[Scales, Scales]:
-    return _half(blocks, 0), _half(blocks, 2)
+def _scale_and_minimum(blocks: Bytes) -> _Scales:
+    return _Scales(_half(blocks, 0), _half(blocks, 2))
 
 
-def _centred(blocks: Bytes) -> tuple[Scales, Scales]:
-    """Q4_0 is ``d * (q - 8)``."""
-    d = _half(blocks, 0)
-    return d, d.astype(np.float32) * np.float32(-8)
-
-
-def _k_scales(blocks: Bytes) -> tuple[Scales, Scales]:
-    """Scale and minimum of the 8 groups of a super-block: 6-bit integers (packed in 12 bytes) times a float16 each."""
+def _k_scales(blocks: Bytes) -> _Scales:
+    """Scale and minimum of the 8 groups of a super-block: 6-bit integers, packed in 12 bytes, times a float16 each."""
     first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
     scale = np.concatenate([first & 63, (third & 15) | ((first >> 6) << 4)], axis=1)
     minimum = np.concatenate([second & 63, (third >> 4) | ((second >> 6) << 4)], axis=1)
-    d, dmin = _half(blocks, 0).astype(np.float32), _half(blocks, 2).astype(np.float32)
-    return d * scale.astype(np.float32), -(dmin * minimum.astype(np.float32))
+    return _Scales(scale, minimum, _half(blocks, 0), -_half(blocks, 2))
 
 
-def _q6_k_scales(blocks: Bytes) -> tuple[Scales, None]:
-    return _half(blocks, 208).astype(np.float32) * blocks[:, 192:208].view(np.int8).astype(np.float32), None
+def _q6_k_scales(blocks: Bytes) -> _Scales:
+    return _Scales(np.ascontiguousarray(blocks[:, 192:208]).view(np.int8), None, _half(blocks, 208))
 
 
 @dataclass(frozen=True)
@@ -180,16 +176,17 @@ class _Form:
     bits: int
     group: int
     integers: Fill
-    scales: Callable[[Bytes], tuple[Scales, Scales | None]]
+    scales: Callable[[Bytes], _Scales]
+    zero: int = 0
 
 
 _FORMS: dict[str, _Form] = {
-    "Q4_0": _Form(4, 32, _q4(2), _centred),
+    "Q4_0": _Form(4, 32, _q4(2), _scale_only, zero=8),
     "Q4_1": _Form(4, 32, _q4(4), _scale_and_minimum),
-    "Q5_0": _Form(8, 32, _q5(2, offset=16), _scale_only),
-    "Q5_1": _Form(8, 32, _q5(4, offset=0), _scale_and_minimum),
+    "Q5_0": _Form(5, 32, _q5(2), _scale_only, zero=16),
+    "Q5_1": _Form(5, 32, _q5(4), _scale_and_minimum),
     "Q8_0": _Form(8, 32, _q8_0, _scale_only),
     "Q4_K": _Form(4, 32, _q4_k, _k_scales),
-    "Q5_K": _Form(8, 32, _q5_k, _k_scales),
-    "Q6_K": _Form(8, 16, _q6_k, _q6_k_scales),
+    "Q5_K": _Form(5, 32, _q5_k, _k_scales),
+    "Q6_K": _Form(6, 16, _q6_k, _q6_k_scales, zero=32),
 }

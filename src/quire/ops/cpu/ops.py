@@ -9,7 +9,7 @@ import torch
 from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
 from quire.ops.cpu import _kernels, weights
 from quire.ops.cpu.recording import Arena, NotRecordable, Recording, record
-from quire.ops.cpu.weights import CpuPages, CpuStack, CpuWeight
+from quire.ops.cpu.weights import CpuPages, CpuParts, CpuStack, CpuWeight
 from quire.ops.layouts import Layout
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "swiglu_oss": 5}
@@ -46,8 +46,8 @@ class CpuOps:
     def _empty(self, *shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         return self._arena.take(shape, dtype) if self._recording else torch.empty(shape, dtype=dtype)
 
-    def pack(self, layout: Layout) -> CpuWeight:
-        return weights.pack(self._engine, layout)
+    def pack(self, *layouts: Layout) -> CpuWeight | CpuParts:
+        return weights.pack(self._engine, layouts)
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
         packed = _packed(weight)
@@ -74,15 +74,19 @@ class CpuOps:
         return out, total
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        packed = _packed(weight)
+        parts = weight.parts if isinstance(weight, CpuParts) else (_packed(weight),)
         x = _checked(x, torch.float32)
         rows, width = x.shape
-        n, k = packed.shape
+        n, k = weight.shape
         if width != k or (bias is not None and bias.shape[0] != n):
             raise ValueError(f"linear: input of width {width} (or the bias) does not fit a weight of {n} x {k}.")
         out = self._empty(rows, n)
         bias = None if bias is None else _checked(bias, torch.float32)
-        _kernels.linear(self._engine, x.data_ptr(), rows, packed.handle, _address(bias), out.data_ptr())
+        source, target, added = x.data_ptr(), out.data_ptr(), _address(bias)
+        for part in parts:
+            _kernels.linear(self._engine, source, rows, part.handle, added, target, n)
+            target += part.shape[0] * out.itemsize
+            added += part.shape[0] * out.itemsize if added else 0
         return out
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:

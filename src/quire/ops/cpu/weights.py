@@ -9,21 +9,31 @@ import torch
 
 from quire.ops.backend import Pages
 from quire.ops.cpu import _kernels
-from quire.ops.layouts import Dense, GroupedInt, Layout
+from quire.ops.cpu.elements import TYPES, Elements, Rounding, elements_of
+from quire.ops.layouts import Dense, Layout, join
 
-TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-GROUP_STEP = 8  # inputs the kernels take at a time
+PAGE_TYPES = (torch.float32, torch.float16, torch.bfloat16)
 LANES = 16  # tokens of a page that attention takes at a time
+_DENSE = 0  # csrc/weights.h: Code
 
 
 @dataclass(frozen=True, slots=True)
 class CpuWeight:
-    """A packed weight; ``handle`` describes ``buffer`` to the kernels."""
+    """A packed weight; ``handle`` describes ``memory`` to the kernels."""
 
     shape: tuple[int, int]
     nbytes: int
-    buffer: torch.Tensor
+    memory: tuple[torch.Tensor | None, ...]
     handle: object
+
+
+@dataclass(frozen=True, slots=True)
+class CpuParts:
+    """Packed weights whose outputs lie one after another: ``shape`` (sum of N, K)."""
+
+    shape: tuple[int, int]
+    nbytes: int
+    parts: tuple[CpuWeight, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,66 +53,80 @@ class CpuPages(Pages):
     handle: object
 
 
-def pack(engine: object, layout: Layout) -> CpuWeight:
-    """Pack a layout; raises ``ValueError`` for a shape or type that the kernels can't take."""
-    return _pack_dense(engine, layout) if isinstance(layout, Dense) else _pack_grouped(engine, layout)
+def pack(engine: object, layouts: Iterable[Layout]) -> CpuWeight | CpuParts:
+    """Pack layers that lie side by side; raises ``ValueError`` for a shape or type that the kernels can't take."""
+    parts = tuple(pack_one(engine, layout) for layout in join(layouts))
+    if len(parts) == 1:
+        return parts[0]
+    inputs = {part.shape[1] for part in parts}
+    if len(inputs) != 1:
+        raise ValueError(f"Weights that lie side by side must have the same inputs, not {sorted(inputs)}.")
+    return CpuParts((sum(p.shape[0] for p in parts), inputs.pop()), sum(p.nbytes for p in parts), parts)
+
+
+def pack_one(engine: object, layout: Layout) -> CpuWeight:
+    if isinstance(layout, Dense):
+        return _pack_dense(engine, layout.weight, Rounding())
+    elements = elements_of(layout)
+    if isinstance(elements, Elements):
+        return _pack_elements(engine, elements)
+    return _pack_dense(engine, narrowest(layout.dequantize()), elements)
 
 
 def pack_stack(engine: object, layouts: Iterable[Layout]) -> CpuStack:
-    parts = tuple(pack(engine, layout) for layout in layouts)
+    parts = tuple(pack_one(engine, layout) for layout in layouts)
     if len({part.shape for part in parts}) != 1:
         raise ValueError("The weights of a stack must have one shape.")
     handle = _kernels.stack(tuple(part.handle for part in parts))
     return CpuStack(parts[0].shape, sum(part.nbytes for part in parts), parts, handle)
 
 
-def _pack_dense(engine: object, layout: Dense) -> CpuWeight:
-    source = layout.weight.detach().contiguous()
-    if source.dtype not in TYPES:
+def narrowest(weight: torch.Tensor) -> torch.Tensor:
+    """float32 numbers in 16 bits where that is exact."""
+    for dtype in (torch.float16, torch.bfloat16):
+        if torch.equal(short := weight.to(dtype), weight):
+            return short
+    return weight
+
+
+def _pack_dense(engine: object, weight: torch.Tensor, rounding: Rounding) -> CpuWeight:
+    source = weight.detach().contiguous()
+    if source.dtype not in (torch.float32, torch.float16, torch.bfloat16):
         raise ValueError(f"Dense weights must be float32, float16 or bfloat16, not {source.dtype}.")
-    n, k = layout.shape
+    n, k = source.shape
     buffer = torch.empty(-(-n // 16) * 16 * k, dtype=source.dtype)
-    handle = _kernels.weight(buffer.data_ptr(), n, k, 0, 1, TYPES[source.dtype], 0)
-    _kernels.pack(engine, handle, source.data_ptr(), 0, 0)
-    return CpuWeight((n, k), buffer.nbytes, buffer, handle)
+    facts = (_DENSE, 1, TYPES[source.dtype], 0, 0, 0, 0.0, 0, 0, *rounding.facts)
+    handle = _kernels.weight(buffer.data_ptr(), n, k, *facts)
+    _kernels.pack(engine, handle, source.data_ptr(), 0, 0, 0, 0)
+    return CpuWeight((n, k), buffer.nbytes, (buffer,), handle)
 
 
-def _pack_grouped(engine: object, layout: GroupedInt) -> CpuWeight:
-    _check_grouped(layout)
-    n, k = layout.shape
-    q, scale = layout.q.contiguous(), layout.scale.contiguous()
-    minimum = None if layout.minimum is None else layout.minimum.to(scale.dtype).contiguous()
-    facts = (n, k, layout.bits, layout.group, TYPES[scale.dtype], int(minimum is not None))
-    buffer = torch.empty(_kernels.weight_bytes(_kernels.weight(0, *facts)), dtype=torch.uint8)
-    handle = _kernels.weight(buffer.data_ptr(), *facts)
-    _kernels.pack(engine, handle, q.data_ptr(), scale.data_ptr(), 0 if minimum is None else minimum.data_ptr())
-    return CpuWeight((n, k), buffer.nbytes, buffer, handle)
+def _pack_elements(engine: object, e: Elements) -> CpuWeight:
+    n, k = e.q.shape
+    facts = (
+        e.code,
+        e.group,
+        TYPES[e.scale.dtype] if e.scale_type is None else e.scale_type,
+        e.second_kind,
+        0 if e.second is None else TYPES[e.second.dtype],
+        0 if e.super_scale is None else e.scale.shape[1] // e.super_scale.shape[1],
+        float(e.zero),
+        _address(e.table),
+        _address(e.order),
+        *e.rounding.facts,
+    )
+    buffer = torch.empty(_kernels.weight_bytes(_kernels.weight(0, n, k, *facts)), dtype=torch.uint8)
+    handle = _kernels.weight(buffer.data_ptr(), n, k, *facts)
+    _kernels.pack(engine, handle, *map(_address, (e.q, e.scale, e.second, e.super_scale, e.super_second)))
+    return CpuWeight((n, k), buffer.nbytes, (buffer, e.order), handle)
 
 
-def _check_grouped(layout: GroupedInt) -> None:
-    n, k = layout.shape
-    wanted = {4: torch.uint8, 8: torch.int8}.get(layout.bits)
-    if wanted is None:
-        raise ValueError(f"Grouped weights must have 4 or 8 bits, not {layout.bits}.")
-    if layout.q.dtype != wanted:
-        raise ValueError(f"Grouped weights of {layout.bits} bits must come as {wanted}, not {layout.q.dtype}.")
-    if layout.group % GROUP_STEP or layout.group <= 0:
-        raise ValueError(f"A group must be a multiple of {GROUP_STEP}, not {layout.group}.")
-    if k % layout.group:
-        raise ValueError(f"The {k} inputs of a grouped weight must be a multiple of its group, {layout.group}.")
-    for name, part in (("scale", layout.scale), ("minimum", layout.minimum)):
-        if part is None:
-            continue
-        if part.dtype not in (torch.float32, torch.float16):
-            raise ValueError(f"The {name} of a grouped weight must be float32 or float16, not {part.dtype}.")
-        if tuple(part.shape) != (n, k // layout.group):
-            raise ValueError(f"The {name} must have shape {(n, k // layout.group)}, not {tuple(part.shape)}.")
-    if layout.minimum is not None and layout.minimum.dtype != layout.scale.dtype:
-        raise ValueError("The scale and the minimum of a grouped weight must have one type.")
+def _address(x: torch.Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
 
 
 def new_pages(num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> CpuPages:
-    if dtype not in TYPES:
+    if dtype not in PAGE_TYPES:
         raise ValueError(f"Pages must be float32, float16 or bfloat16, not {dtype}.")
     if page_size % LANES or page_size <= 0:
         raise ValueError(f"page_size must be a multiple of {LANES} on CPU, not {page_size}.")

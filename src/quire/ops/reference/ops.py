@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
-from quire.ops.layouts import Layout
+from quire.ops.layouts import ActivationQuant, Layout
+from quire.ops.reference.rounding import rounded
 from quire.ops.reference.routing import route
 from quire.ops.reference.sampling import sample
 
@@ -25,9 +26,18 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 
 @dataclass(frozen=True)
 class DequantizedWeight:
-    """A weight as float32 ``[N, K]``; a stack's matrices lie one after another."""
+    """A weight as float32 ``[N, K]``; a stack's matrices lie one after another.
+
+    ``parts``: outputs of the layers that lie side by side, and how each rounds its inputs.
+    """
 
     matrix: torch.Tensor
+    parts: tuple[tuple[int, ActivationQuant | None], ...]
+
+    @classmethod
+    def of(cls, layouts: Iterable[Layout]) -> DequantizedWeight:
+        parts = [(layout.dequantize(), getattr(layout, "activation", None)) for layout in layouts]
+        return cls(torch.cat([matrix for matrix, _ in parts]), tuple((len(matrix), how) for matrix, how in parts))
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -46,11 +56,11 @@ class ReferenceOps:
     def record(self, function: Callable[[], torch.Tensor]) -> None:
         return None
 
-    def pack(self, layout: Layout) -> DequantizedWeight:
-        return DequantizedWeight(layout.dequantize())
+    def pack(self, *layouts: Layout) -> DequantizedWeight:
+        return DequantizedWeight.of(layouts)
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
-        rows = _matrix(weight)[ids]
+        rows = _packed(weight).matrix[ids]
         return rows if multiplier == 1.0 else rows * multiplier
 
     def rms_norm(
@@ -60,7 +70,12 @@ class ReferenceOps:
         return _rms_norm(total, weight, eps), total
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return F.linear(x, _matrix(weight), None if bias is None else bias.float())
+        packed = _packed(weight)
+        inputs = {how: rounded(x, how) for _, how in packed.parts}
+        matrices = packed.matrix.split([outputs for outputs, _ in packed.parts])
+        parts = [F.linear(inputs[how], m) for m, (_, how) in zip(matrices, packed.parts, strict=True)]
+        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return y if bias is None else y + bias.float()
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
@@ -70,7 +85,7 @@ class ReferenceOps:
         return ACTIVATIONS[activation](gate) * up
 
     def pack_stack(self, layouts: Iterable[Layout]) -> DequantizedWeight:
-        return DequantizedWeight(torch.cat([layout.dequantize() for layout in layouts]))
+        return DequantizedWeight.of(layouts)
 
     def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
         return route(logits, routing, bias)
@@ -84,10 +99,12 @@ class ReferenceOps:
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
         x = x if rows is None else x[rows.long()]
-        matrices = _matrix(stack).chunk(len(offsets) - 1)
+        packed = _packed(stack)
+        matrices = packed.matrix.chunk(len(offsets) - 1)
         out = x.new_empty(x.shape[0], matrices[0].shape[0])
         for e, (begin, end) in enumerate(pairwise(offsets.tolist())):
-            out[begin:end] = F.linear(x[begin:end], matrices[e], None if bias is None else bias[e].float())
+            inputs = rounded(x[begin:end], packed.parts[e][1])
+            out[begin:end] = F.linear(inputs, matrices[e], None if bias is None else bias[e].float())
         return out
 
     def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
@@ -178,10 +195,10 @@ class ReferenceOps:
         return sample(logits, step)
 
 
-def _matrix(weight: Weight) -> torch.Tensor:
+def _packed(weight: Weight) -> DequantizedWeight:
     if not isinstance(weight, DequantizedWeight):
         raise TypeError(f"This weight was packed for another backend ({type(weight).__name__}).")
-    return weight.matrix
+    return weight
 
 
 def _rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:

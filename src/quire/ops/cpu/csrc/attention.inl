@@ -277,7 +277,7 @@ void attend_item(Pool& pool, int thread, const AttentionContext& c, const Item& 
     switch (c.pages.type) {
       case Type::f32: attend_block<float>(c, item, b, start); break;
       case Type::f16: attend_block<f16>(c, item, b, start); break;
-      case Type::bf16: attend_block<bf16>(c, item, b, start); break;
+      default: attend_block<bf16>(c, item, b, start); break;
     }
   }
   for (int64_t row = 0; row < b.rows; ++row) {

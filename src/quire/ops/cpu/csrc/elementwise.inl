@@ -149,7 +149,7 @@ void store_kv(Pool& pool, const StoreArgs& a, const PageTensors& pages, const St
     switch (pages.type) {
       case Type::f32: return store_token<float>(k, v, pages, step.slots[t]);
       case Type::f16: return store_token<f16>(k, v, pages, step.slots[t]);
-      case Type::bf16: return store_token<bf16>(k, v, pages, step.slots[t]);
+      default: return store_token<bf16>(k, v, pages, step.slots[t]);
     }
   });
 }

@@ -115,7 +115,7 @@ struct SampleArgs {
 
 struct Kernels {
   const char* name;
-  void (*linear)(Pool&, const float* x, int64_t rows, const Weight&, const float* bias, float* out);
+  void (*linear)(Pool&, const float* x, int64_t rows, const Weight&, const float* bias, float* out, int64_t stride);
   void (*embed)(Pool&, const Weight&, const int64_t* ids, int64_t count, float multiplier, float* out);
   void (*rms_norm)(Pool&, const float* x, const float* weight, float eps, float* residual, int64_t rows, int64_t width,
                    float* out);

@@ -22,6 +22,7 @@ namespace {
 #define QUIRE_AVX2
 #include "vec.h"
 #include "tiles.inl"
+#include "inputs.inl"
 #include "linear_grouped.inl"
 #include "linear_dense.inl"
 #include "elementwise.inl"

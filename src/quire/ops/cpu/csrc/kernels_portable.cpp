@@ -8,6 +8,7 @@ namespace quire {
 namespace {
 #include "vec.h"
 #include "tiles.inl"
+#include "inputs.inl"
 #include "linear_grouped.inl"
 #include "linear_dense.inl"
 #include "elementwise.inl"

@@ -1,43 +1,139 @@
-// Products with grouped-integer weights, in float32 arithmetic: exact integers, one rounding a product.
+// Products with grouped weights, in float32 arithmetic: elements are exact, one rounding a product.
 
 QUIRE_INLINE F8 load_8(const uint8_t* p, Type type) {
-  return type == Type::f32 ? load(reinterpret_cast<const float*>(p)) : load(reinterpret_cast<const f16*>(p));
+  switch (type) {
+    case Type::f32: return load(reinterpret_cast<const float*>(p));
+    case Type::f16: return load(reinterpret_cast<const f16*>(p));
+    case Type::bf16: return load(reinterpret_cast<const bf16*>(p));
+    case Type::i8: return load(reinterpret_cast<const int8_t*>(p));
+    case Type::u8: return load(p);
+    case Type::e8m0: return load_e8m0(p);
+  }
+  return zero();
+}
+
+struct Affine {
+  F8 scale, minimum;
+};
+
+// What the elements of a block stand for: ``scale * element + minimum``.
+QUIRE_INLINE Affine affine(const Weight& w, const uint8_t* block, const uint8_t* super) {
+  Affine a{load_8(block, w.type), zero()};
+  const uint8_t* second = block + 8 * bytes_of(w.type);
+  if (w.second == Second::minimum) a.minimum = load_8(second, w.type);
+  if (w.super) {
+    a.scale = mul(a.scale, load_8(super, Type::f16));
+    if (w.second == Second::minimum) a.minimum = mul(a.minimum, load_8(super + 16, Type::f16));
+  }
+  if (w.second == Second::zero) a.minimum = mul(sub(zero(), a.scale), load_8(second, w.zero_type));
+  if (w.zero != 0.0f) a.minimum = mul(a.scale, set1(-w.zero));
+  return a;
+}
+
+constexpr bool has_bytes(Code code) { return bits_of(code) == 8; }
+constexpr bool is_integer(Code code) { return code == Code::int4 || code == Code::int5 || code == Code::int6; }
+constexpr int high_bits(Code code) { return has_bytes(code) ? 0 : bits_of(code) - 4; }
+
+// Where elements that are codes look up what they stand for.
+struct Table {
+  F8 low, high;
+};
+
+// 8 inputs x 8 outputs of elements of less than 8 bits.
+struct Octet {
+  I8 low, high;
+};
+
+template <Code C, int I>
+QUIRE_INLINE F8 element(const Octet& x, const Table& table) {
+  if constexpr (C == Code::table4) {
+    return lookup<I>(x.low, table.low, table.high);
+  } else if constexpr (high_bits(C) > 0) {
+    return wide_nibble<I, high_bits(C)>(x.low, x.high);
+  } else {
+    return nibble<I>(x.low);
+  }
+}
+
+// Reads the ``v``-th octet of a block; ``data`` stands behind the one before.
+template <Code C>
+QUIRE_INLINE void read_octet(Octet& x, const uint8_t* data, int v) {
+  if constexpr (high_bits(C) > 0) {
+    if (v % (4 / high_bits(C)) == 0) {
+      x.high = load_ints(data);
+      data += 32;
+    } else {
+      x.high = shift_right<high_bits(C)>(x.high);
+    }
+  }
+  x.low = load_ints(data);
+}
+
+template <Code C>
+QUIRE_INLINE int64_t octet_bytes(int v) {
+  if constexpr (high_bits(C) == 0) return 32;
+  return v % (4 / high_bits(C)) == 0 ? 64 : 32;
+}
+
+template <Code C>
+QUIRE_INLINE F8 load_element(const uint8_t* p) {
+  if constexpr (C == Code::float8) return load_float8(p);
+  return load(reinterpret_cast<const int8_t*>(p));
 }
 
 // What nibble i of a word must be multiplied by after ``nibble<i>``.
 alignas(32) constexpr float kNibbleScale[8] = {1.0f,       0x1p-4f,  0x1p-8f,  0x1p-12f,
                                                0x1p-16f,   0x1p-20f, 0x1p-24f, 1.0f};
 
-// acc[.][p] += inputs 8 v .. 8 v + 8 of Rows rows x the vector of nibbles of each panel.
-template <int I, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_nibbles(const I8 (&packed)[Panels], const float* a, F8 (&acc)[Rows][Panels][Sums]) {
+// acc[.][p] += an octet's inputs of Rows rows x its elements in each panel.
+template <Code C, int I, int Rows, int Panels, int Sums>
+QUIRE_INLINE void multiply_octet(const Octet (&x)[Panels], const Table& table, const float* a,
+                                 F8 (&acc)[Rows][Panels][Sums]) {
   if constexpr (I < 8) {
     F8 w[Panels];
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) w[p] = nibble<I>(packed[p]);
+    for (int p = 0; p < Panels; ++p) w[p] = element<C, I>(x[p], table);
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
       const F8 v = set1(a[I * Rows + m]);
       QUIRE_UNROLL
       for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][I % Sums], w[p], v);
     }
-    multiply_nibbles<I + 1, Rows, Panels, Sums>(packed, a, acc);
+    multiply_octet<C, I + 1, Rows, Panels, Sums>(x, table, a, acc);
   }
 }
 
-template <int Rows, int Panels, int Sums>
+template <Code C, int Rows, int Panels, int Sums>
 QUIRE_INLINE void multiply_bytes(const uint8_t* data, int64_t panel_bytes, const float* a,
                                  F8 (&acc)[Rows][Panels][Sums]) {
   QUIRE_UNROLL
   for (int i = 0; i < 4; ++i) {
     F8 w[Panels];
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) w[p] = load(reinterpret_cast<const int8_t*>(data + p * panel_bytes + i * 8));
+    for (int p = 0; p < Panels; ++p) w[p] = load_element<C>(data + p * panel_bytes + i * 8);
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
       const F8 v = set1(a[i * Rows + m]);
       QUIRE_UNROLL
       for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][i % Sums], w[p], v);
+    }
+  }
+}
+
+// acc += the inputs ``a`` of one group x its elements, which begin at ``data``.
+template <Code C, int Rows, int Panels, int Sums>
+QUIRE_INLINE void multiply_group(const uint8_t* data, int64_t panel_bytes, int group, const Table& table, const float* a,
+                                 F8 (&acc)[Rows][Panels][Sums]) {
+  if constexpr (has_bytes(C)) {
+    for (int k = 0; k < group; k += 4, data += 32, a += 4 * Rows) {
+      multiply_bytes<C, Rows, Panels, Sums>(data, panel_bytes, a, acc);
+    }
+  } else {
+    Octet x[Panels] = {};
+    for (int v = 0; v < group / 8; data += octet_bytes<C>(v), ++v, a += 8 * Rows) {
+      QUIRE_UNROLL
+      for (int p = 0; p < Panels; ++p) read_octet<C>(x[p], data + p * panel_bytes, v);
+      multiply_octet<C, 0, Rows, Panels, Sums>(x, table, a, acc);
     }
   }
 }
@@ -48,20 +144,21 @@ constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for 
 
 // Inputs of a tile of rows as ``grouped_direct`` wants them.
 struct DirectInputs {
-  const float* values;  // [K][rows], for 4 bits times kNibbleScale
-  const float* sums;    // [groups][rows], for weights with minimums
+  const float* values;  // [K][rows], for integers of less than 8 bits times kNibbleScale
+  const float* sums;    // [groups][rows], for weights with an offset
 };
 
 // Few rows: weights go from memory to registers, unpacked on the way.
-template <int Bits, int Rows, int Panels>
-void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const float* bias, float* out) {
+template <Code C, int Rows, int Panels>
+void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const float* bias, float* out, int64_t stride) {
   constexpr int kSums = Rows == 1 ? 4 : 1;  // several sums hide the latency of fma
   const uint8_t* block = w.data + panel * w.panel_bytes();
-  const int64_t panel_bytes = w.panel_bytes(), block_bytes = w.block_bytes(), head = w.head_bytes();
-  const int64_t scale_bytes = 8 * bytes_of(w.type), groups = w.groups();
-  const int vectors = w.group * Bits / 32;
+  const uint8_t* super = block;
+  const int64_t panel_bytes = w.panel_bytes(), block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
   // Panels are short streams, which the processor's own prefetching misses: fetch what the next call reads.
   const int64_t ahead = Panels * panel_bytes < kPrefetchBytes ? Panels * panel_bytes : 1024;
+  const Table table{load(w.table), load(w.table + 8)};
+  const bool offset = w.has_offset();
   const float* a = x.values;
   F8 sum[Rows][Panels];
   QUIRE_UNROLL
@@ -70,7 +167,11 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) sum[m][p] = bias ? load_lanes(bias + first, w.n - first) : zero();
   }
-  for (int64_t g = 0; g < groups; ++g, block += block_bytes) {
+  for (int64_t g = 0; g < groups; ++g, block += block_bytes, a += w.group * Rows) {
+    if (w.super && g % w.super == 0) {
+      super = block;
+      block += w.super_bytes();
+    }
     F8 acc[Rows][Panels][kSums];
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
@@ -84,31 +185,17 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
       QUIRE_UNROLL
       for (int p = 0; p < Panels; ++p) __builtin_prefetch(block + p * panel_bytes + ahead + i);
     }
-    const uint8_t* data = block + head;
-    for (int v = 0; v < vectors; ++v, data += 32, a += 32 / Bits * Rows) {
-      if constexpr (Bits == 4) {
-        I8 packed[Panels];
-        QUIRE_UNROLL
-        for (int p = 0; p < Panels; ++p) packed[p] = load_ints(data + p * panel_bytes);
-        multiply_nibbles<0, Rows, Panels, kSums>(packed, a, acc);
-      } else {
-        multiply_bytes<Rows, Panels, kSums>(data, panel_bytes, a, acc);
-      }
-    }
+    multiply_group<C, Rows, Panels, kSums>(block + head, panel_bytes, w.group, table, a, acc);
     QUIRE_UNROLL
     for (int p = 0; p < Panels; ++p) {
-      const F8 scale = load_8(block + p * panel_bytes, w.type);
+      const Affine to = affine(w, block + p * panel_bytes, super + p * panel_bytes);
       QUIRE_UNROLL
       for (int m = 0; m < Rows; ++m) {
         F8 total = acc[m][p][0];
         QUIRE_UNROLL
         for (int s = 1; s < kSums; ++s) total = add(total, acc[m][p][s]);
-        sum[m][p] = fma(total, scale, sum[m][p]);
-      }
-      if (w.has_min) {
-        const F8 minimum = load_8(block + p * panel_bytes + scale_bytes, w.type);
-        QUIRE_UNROLL
-        for (int m = 0; m < Rows; ++m) sum[m][p] = fma(minimum, set1(x.sums[g * Rows + m]), sum[m][p]);
+        sum[m][p] = fma(total, to.scale, sum[m][p]);
+        if (offset) sum[m][p] = fma(to.minimum, set1(x.sums[g * Rows + m]), sum[m][p]);
       }
     }
   }
@@ -116,30 +203,31 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
   for (int p = 0; p < Panels; ++p) {
     const int64_t first = (panel + p) * 8;
     QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) store_lanes(out + m * w.n + first, sum[m][p], w.n - first);
+    for (int m = 0; m < Rows; ++m) store_lanes(out + m * stride + first, sum[m][p], w.n - first);
   }
 }
 
 constexpr int direct_panels(int rows) { return rows == 2 ? 4 : 2; }
 
-template <int Bits, int Rows>
-void grouped_direct_range(const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias, float* out) {
+template <Code C, int Rows>
+void grouped_direct_range(const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias, float* out,
+                          int64_t stride) {
   constexpr int kPanels = direct_panels(Rows);
   int64_t panel = begin;
-  for (; panel + kPanels <= end; panel += kPanels) grouped_direct<Bits, Rows, kPanels>(w, panel, x, bias, out);
-  for (; panel < end; ++panel) grouped_direct<Bits, Rows, 1>(w, panel, x, bias, out);
+  for (; panel + kPanels <= end; panel += kPanels) grouped_direct<C, Rows, kPanels>(w, panel, x, bias, out, stride);
+  for (; panel < end; ++panel) grouped_direct<C, Rows, 1>(w, panel, x, bias, out, stride);
 }
 
-template <int Bits>
+template <Code C>
 void grouped_direct_rows(int rows, const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias,
-                         float* out) {
+                         float* out, int64_t stride) {
   static_assert(kDirectHeight == 5);
   switch (rows) {
-    case 1: return grouped_direct_range<Bits, 1>(w, begin, end, x, bias, out);
-    case 2: return grouped_direct_range<Bits, 2>(w, begin, end, x, bias, out);
-    case 3: return grouped_direct_range<Bits, 3>(w, begin, end, x, bias, out);
-    case 4: return grouped_direct_range<Bits, 4>(w, begin, end, x, bias, out);
-    default: return grouped_direct_range<Bits, 5>(w, begin, end, x, bias, out);
+    case 1: return grouped_direct_range<C, 1>(w, begin, end, x, bias, out, stride);
+    case 2: return grouped_direct_range<C, 2>(w, begin, end, x, bias, out, stride);
+    case 3: return grouped_direct_range<C, 3>(w, begin, end, x, bias, out, stride);
+    case 4: return grouped_direct_range<C, 4>(w, begin, end, x, bias, out, stride);
+    default: return grouped_direct_range<C, 5>(w, begin, end, x, bias, out, stride);
   }
 }
 
@@ -147,10 +235,11 @@ void grouped_direct_rows(int rows, const Weight& w, int64_t begin, int64_t end, 
 void direct_inputs(const Weight& w, const float* x, int64_t rows, float* values, float* sums) {
   for (int64_t m = 0; m < rows; ++m) {
     const float* row = x + m * w.k;
+    const bool scaled = is_integer(w.code);
     for (int64_t k = 0; k < w.k; k += 8) {
-      for (int i = 0; i < 8; ++i) values[(k + i) * rows + m] = w.bits == 4 ? row[k + i] * kNibbleScale[i] : row[k + i];
+      for (int i = 0; i < 8; ++i) values[(k + i) * rows + m] = scaled ? row[k + i] * kNibbleScale[i] : row[k + i];
     }
-    if (!w.has_min) continue;
+    if (!w.has_offset()) continue;
     for (int64_t g = 0; g < w.groups(); ++g) {
       F8 total = zero();
       for (int k = 0; k < w.group; k += 8) total = add(total, load(row + g * w.group + k));
@@ -159,10 +248,10 @@ void direct_inputs(const Weight& w, const float* x, int64_t rows, float* values,
   }
 }
 
-template <int Bits>
-void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out) {
+template <Code C>
+void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   const Tiles tiles(rows, kDirectHeight);
-  const int64_t groups = w.has_min ? w.groups() : 0;
+  const int64_t groups = w.has_offset() ? w.groups() : 0;
   Arena arena{static_cast<uint8_t*>(pool.scratch(0, 0, rows * (w.k + groups) * 4 + 128))};
   float* values = arena.take<float>(rows * w.k);
   float* sums = arena.take<float>(rows * groups);
@@ -177,69 +266,80 @@ void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, co
     for (int64_t t = 0; t < tiles.count; ++t) {  // the task's weights stay in L1
       const int64_t row = tiles.start(t);
       const DirectInputs inputs{values + row * w.k, sums + row * groups};
-      grouped_direct_rows<Bits>(tiles.height(t), w, begin, end, inputs, bias, out + row * w.n);
+      grouped_direct_rows<C>(tiles.height(t), w, begin, end, inputs, bias, out + row * stride, stride);
     }
   });
 }
 
-template <int I>
-QUIRE_INLINE void unpack_nibbles(I8 packed, const F8 (&scales)[8], F8 minimum, float* out) {
+template <Code C, int I>
+QUIRE_INLINE void unpack_octet(const Octet& x, const Table& table, const F8 (&scales)[8], F8 minimum, float* out) {
   if constexpr (I < 8) {
-    store(out + I * 16, fma(nibble<I>(packed), scales[I], minimum));
-    unpack_nibbles<I + 1>(packed, scales, minimum, out);
+    store(out + I * 16, fma(element<C, I>(x, table), scales[I], minimum));
+    unpack_octet<C, I + 1>(x, table, scales, minimum, out);
   }
 }
 
 // Inputs k .. k + count of one panel as floats: 8 outputs at the start of each 16 of ``out``.
-template <int Bits>
+template <Code C>
 void unpack_panel(const Weight& w, int64_t panel, int64_t k, int64_t count, float* out) {
-  const uint8_t* block = w.data + panel * w.panel_bytes() + k / w.group * w.block_bytes();
-  for (int64_t g = 0; g < count / w.group; ++g, block += w.block_bytes()) {
-    const F8 scale = load_8(block, w.type);
-    const F8 minimum = w.has_min ? load_8(block + 8 * bytes_of(w.type), w.type) : zero();
+  const uint8_t* base = w.data + panel * w.panel_bytes();
+  const Table table{load(w.table), load(w.table + 8)};
+  for (int64_t g = k / w.group; g < (k + count) / w.group; ++g) {
+    const uint8_t* block = base + w.block_at(g);
+    const Affine to = affine(w, block, base + w.super_at(g));
     const uint8_t* data = block + w.head_bytes();
-    if constexpr (Bits == 4) {
+    if constexpr (has_bytes(C)) {
+      for (int i = 0; i < w.group; ++i, data += 8, out += 16) store(out, fma(load_element<C>(data), to.scale, to.minimum));
+    } else {
       F8 scales[8];
       QUIRE_UNROLL
-      for (int i = 0; i < 8; ++i) scales[i] = mul(scale, set1(kNibbleScale[i]));
-      for (int i = 0; i < w.group; i += 8, data += 32, out += 128) unpack_nibbles<0>(load_ints(data), scales, minimum, out);
-    } else {
-      for (int i = 0; i < w.group; ++i, data += 8, out += 16) {
-        store(out, fma(load(reinterpret_cast<const int8_t*>(data)), scale, minimum));
+      for (int i = 0; i < 8; ++i) scales[i] = is_integer(C) ? mul(to.scale, set1(kNibbleScale[i])) : to.scale;
+      Octet x = {};
+      for (int v = 0; v < w.group / 8; data += octet_bytes<C>(v), ++v, out += 128) {
+        read_octet<C>(x, data, v);
+        unpack_octet<C, 0>(x, table, scales, to.minimum, out);
       }
     }
   }
 }
 
-template <int Bits>
-void linear_grouped_bits(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out) {
-  if (rows <= kDirectRows) return linear_direct<Bits>(pool, x, rows, w, bias, out);
-  linear_tiled(pool, x, rows, w, bias, out, w.group, [&](int64_t first) {
+template <Code C>
+void linear_code(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
+  if (rows <= kDirectRows) return linear_direct<C>(pool, x, rows, w, bias, out, stride);
+  linear_tiled(pool, x, rows, w, bias, out, stride, w.group, [&](int64_t first) {
     return [&w, panel = first / 8](int64_t k, int64_t count, float* block) {
-      unpack_panel<Bits>(w, panel, k, count, block);
-      if (panel + 1 < w.panels()) return unpack_panel<Bits>(w, panel + 1, k, count, block + 8);
+      unpack_panel<C>(w, panel, k, count, block);
+      if (panel + 1 < w.panels()) return unpack_panel<C>(w, panel + 1, k, count, block + 8);
       for (int64_t i = 0; i < count; ++i) store(block + i * 16 + 8, zero());
     };
   });
 }
 
-void linear_grouped(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out) {
-  (w.bits == 4 ? linear_grouped_bits<4> : linear_grouped_bits<8>)(pool, x, rows, w, bias, out);
+// One row of a panel: its elements unpacked, 8 rows at a time, of which one is kept.
+template <Code C>
+void embed_code(const Weight& w, int64_t row, float multiplier, float* out) {
+  alignas(32) float block[kMaxGroup * 16];
+  for (int64_t k = 0; k < w.k; k += w.group) {
+    unpack_panel<C>(w, row / 8, k, w.group, block);
+    for (int i = 0; i < w.group; ++i) out[k + i] = block[i * 16 + row % 8] * multiplier;
+  }
 }
 
-void embed_grouped_row(const Weight& w, int64_t row, float multiplier, float* out) {
-  const uint8_t* block = w.data + row / 8 * w.panel_bytes();
-  const int64_t lane = row % 8, size = bytes_of(w.type);
-  for (int64_t g = 0; g < w.groups(); ++g, block += w.block_bytes(), out += w.group) {
-    float heads[16];
-    store(heads, load_8(block, w.type));
-    store(heads + 8, w.has_min ? load_8(block + 8 * size, w.type) : zero());
-    const float scale = heads[lane] * multiplier, minimum = heads[8 + lane] * multiplier;
-    const uint8_t* data = block + w.head_bytes();
-    for (int k = 0; k < w.group; ++k) {
-      const int q = w.bits == 4 ? data[k / 8 * 32 + lane * 4 + k % 8 / 2] >> (k % 2 * 4) & 15
-                                : static_cast<int8_t>(data[k * 8 + lane]);
-      out[k] = scale * static_cast<float>(q) + minimum;
-    }
+struct GroupedKernels {
+  void (*linear)(Pool&, const float*, int64_t, const Weight&, const float*, float*, int64_t);
+  void (*embed)(const Weight&, int64_t, float, float*);
+};
+
+template <Code C>
+constexpr GroupedKernels kCodeKernels{linear_code<C>, embed_code<C>};
+
+const GroupedKernels& grouped_kernels(Code code) {
+  switch (code) {
+    case Code::int5: return kCodeKernels<Code::int5>;
+    case Code::int6: return kCodeKernels<Code::int6>;
+    case Code::int8: return kCodeKernels<Code::int8>;
+    case Code::table4: return kCodeKernels<Code::table4>;
+    case Code::float8: return kCodeKernels<Code::float8>;
+    default: return kCodeKernels<Code::int4>;
   }
 }

@@ -174,18 +174,33 @@ PyObject* py_engine_name(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   return args.bad() ? nullptr : PyUnicode_FromString(engine->kernels.name);
 }
 
-// weight(address, n, k, bits, group, type, has_min) -> capsule; bits 0: dense. The caller keeps the memory.
+// weight(address, n, k, code, group, type, second, zero_type, super, zero, table, order, rounding, scale, rounding_zero,
+//        rounding_group, symmetric) -> capsule. The caller keeps the memory of ``address`` and ``order``.
 PyObject* py_weight(PyObject*, PyObject* const* raw, Py_ssize_t count) {
-  Args args(raw, count, 7);
+  Args args(raw, count, 17);
   auto weight = std::make_unique<Weight>();
   weight->data = args.address<uint8_t>();
   weight->n = args.integer();
   weight->k = args.integer();
-  weight->bits = static_cast<int>(args.integer());
+  weight->code = static_cast<Code>(args.integer());
   weight->group = static_cast<int>(args.integer());
   weight->type = static_cast<Type>(args.integer());
-  weight->has_min = args.integer() != 0;
-  return args.bad() ? nullptr : to_capsule(std::move(weight), kWeightName);
+  weight->second = static_cast<Second>(args.integer());
+  weight->zero_type = static_cast<Type>(args.integer());
+  weight->super = static_cast<int>(args.integer());
+  weight->zero = args.real();
+  const float* table = args.address<float>();
+  weight->inputs.order = args.address<int32_t>();
+  weight->inputs.rounding = static_cast<Inputs::Rounding>(args.integer());
+  weight->inputs.scale = args.real();
+  weight->inputs.zero = args.real();
+  weight->inputs.group = args.integer();
+  weight->inputs.symmetric = args.integer() != 0;
+  if (args.bad()) return nullptr;
+  if (weight->group < 1 || weight->group > kMaxGroup) return refuse("A group is too large.");
+  std::memset(weight->table, 0, sizeof weight->table);
+  if (table) std::memcpy(weight->table, table, sizeof weight->table);
+  return to_capsule(std::move(weight), kWeightName);
 }
 
 // weight_bytes(weight) -> int
@@ -195,37 +210,41 @@ PyObject* py_weight_bytes(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   return args.bad() ? nullptr : PyLong_FromLongLong(weight->bytes());
 }
 
-// pack(engine, weight, source, scale, minimum)
+// pack(engine, weight, elements, scale, second, super_scale, super_second)
 PyObject* py_pack(PyObject*, PyObject* const* raw, Py_ssize_t count) {
-  Args args(raw, count, 5);
+  Args args(raw, count, 7);
   Engine* engine = args.engine();
   const auto* weight = args.capsule<Weight>(kWeightName);
-  const auto* source = args.address<uint8_t>();
-  const auto* scale = args.address<void>();
-  const auto* minimum = args.address<void>();
+  PackSource source;
+  source.elements = args.address<uint8_t>();
+  source.scale = args.address<uint8_t>();
+  source.second = args.address<uint8_t>();
+  source.super_scale = args.address<uint8_t>();
+  source.super_second = args.address<uint8_t>();
   if (args.bad()) return nullptr;
   return run(*engine, kReleaseWork, [=]() -> const char* {
     if (weight->dense()) {
-      pack_dense(engine->pool, *weight, source);
+      pack_dense(engine->pool, *weight, source.elements);
     } else {
-      pack_grouped(engine->pool, *weight, source, scale, minimum);
+      pack_grouped(engine->pool, *weight, source);
     }
     return nullptr;
   });
 }
 
-// linear(engine, x, rows, weight, bias, out)
+// linear(engine, x, rows, weight, bias, out, stride)
 PyObject* py_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
-  Args args(raw, count, 6);
+  Args args(raw, count, 7);
   Engine* engine = args.engine();
   const auto* x = args.address<float>();
   const int64_t rows = args.integer();
   const auto* weight = args.capsule<Weight>(kWeightName);
   const auto* bias = args.address<float>();
   auto* out = args.address<float>();
+  const int64_t stride = args.integer();
   if (args.bad()) return nullptr;
   return run(*engine, rows * weight->n * weight->k, [=]() -> const char* {
-    engine->kernels.linear(engine->pool, x, rows, *weight, bias, out);
+    engine->kernels.linear(engine->pool, x, rows, *weight, bias, out, stride);
     return nullptr;
   });
 }
@@ -451,7 +470,7 @@ PyObject* py_grouped_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
 
 // combine(engine, y, row_count, width, places, weights, tokens, top_k, out)
 PyObject* py_combine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
-  Args args(raw, count, 9);
+  Args args(raw, count, 11);
   Engine* engine = args.engine();
   CombineArgs combine;
   combine.y = args.address<float>();

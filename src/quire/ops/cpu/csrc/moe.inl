@@ -116,7 +116,7 @@ void grouped_linear(Pool& pool, const GroupedArgs& a) {
       for (int64_t r = 0; r < rows; ++r) memcpy(gathered + r * k, a.x + a.rows[begin + r] * k, k * 4);
       x = gathered;
     }
-    linear(pool, x, rows, a.stack[e], a.bias ? a.bias + e * n : nullptr, a.out + begin * n);
+    linear(pool, x, rows, a.stack[e], a.bias ? a.bias + e * n : nullptr, a.out + begin * n, n);
   }
 }
 

@@ -35,7 +35,7 @@ uint32_t nibbles(uint64_t x) {
 
 void pack_nibbles(const uint8_t* q, int group, int lane, uint8_t* out) {
   for (int k = 0; k < group; k += 8, out += 32) {
-    const uint32_t word = nibbles(load_8_bytes(q + k));
+    const uint32_t word = nibbles(load_8_bytes(q + k) & 0x0F0F0F0F0F0F0F0Full);
     std::memcpy(out + 4 * lane, &word, 4);
   }
 }
@@ -44,18 +44,47 @@ void pack_bytes(const uint8_t* q, int group, int lane, uint8_t* out) {
   for (int k = 0; k < group; ++k) out[8 * k + lane] = q[k];
 }
 
-void pack_grouped_panel(const Weight& w, int64_t panel, const uint8_t* q, const uint8_t* scale, const uint8_t* minimum) {
+// The bits above the nibble, where ``Weight`` says.
+void pack_high_bits(const uint8_t* q, int bits, int inputs, int lane, uint8_t* out) {
+  uint32_t word = 0;
+  for (int k = 0; k < inputs; ++k) {
+    word |= static_cast<uint32_t>(q[k] >> 4) << ((4 * (k % 8) + 4) % 32 + k / 8 * (bits - 4));
+  }
+  std::memcpy(out + 4 * lane, &word, 4);
+}
+
+void pack_elements(const Weight& w, const uint8_t* q, int lane, uint8_t* out) {
+  const int bits = bits_of(w.code);
+  if (bits == 8) return pack_bytes(q, w.group, lane, out);
+  if (bits == 4) return pack_nibbles(q, w.group, lane, out);
+  const int inputs = 32 / (bits - 4);
+  for (int k = 0; k < w.group; k += inputs, out += 32 + 4 * inputs) {
+    pack_high_bits(q + k, bits, inputs, lane, out);
+    pack_nibbles(q + k, inputs, lane, out + 32);
+  }
+}
+
+// ``out`` [8 lanes] of ``size`` bytes each.
+void put(uint8_t* out, int lane, int64_t size, const uint8_t* source, int64_t at) {
+  std::memcpy(out + lane * size, source + at * size, size);
+}
+
+void pack_grouped_panel(const Weight& w, int64_t panel, const PackSource& from) {
   uint8_t* out = const_cast<uint8_t*>(w.data) + panel * w.panel_bytes();
   const int64_t size = bytes_of(w.type), groups = w.groups();
-  for (int64_t g = 0; g < groups; ++g, out += w.block_bytes()) {
+  const int64_t second = w.second_bytes() / 8, supers = w.super ? groups / w.super : 0;
+  for (int64_t g = 0; g < groups; ++g) {
     for (int lane = 0; lane < 8; ++lane) {
       const int64_t row = panel * 8 + lane;
       if (row >= w.n) continue;  // the buffer comes zeroed where a panel is partial
-      const int64_t at = (row * groups + g) * size;
-      std::memcpy(out + lane * size, scale + at, size);
-      if (w.has_min) std::memcpy(out + (8 + lane) * size, minimum + at, size);
-      const uint8_t* source = q + row * w.k + g * w.group;
-      (w.bits == 4 ? pack_nibbles : pack_bytes)(source, w.group, lane, out + w.head_bytes());
+      uint8_t* block = out + w.block_at(g);
+      put(block, lane, size, from.scale, row * groups + g);
+      if (second) put(block + 8 * size, lane, second, from.second, row * groups + g);
+      pack_elements(w, from.elements + row * w.k + g * w.group, lane, block + w.head_bytes());
+      if (!w.super || g % w.super) continue;
+      const int64_t at = row * supers + g / w.super;
+      put(out + w.super_at(g), lane, 2, from.super_scale, at);
+      if (w.second == Second::minimum) put(out + w.super_at(g) + 16, lane, 2, from.super_second, at);
     }
   }
 }
@@ -73,10 +102,10 @@ void pack_dense(Pool& pool, const Weight& w, const void* source) {
   });
 }
 
-void pack_grouped(Pool& pool, const Weight& w, const uint8_t* q, const void* scale, const void* minimum) {
+void pack_grouped(Pool& pool, const Weight& w, const PackSource& source) {
   parallel(pool, w.panels(), [&](int64_t panel, int) {
     if (panel * 8 + 8 > w.n) std::memset(const_cast<uint8_t*>(w.data) + panel * w.panel_bytes(), 0, w.panel_bytes());
-    pack_grouped_panel(w, panel, q, static_cast<const uint8_t*>(scale), static_cast<const uint8_t*>(minimum));
+    pack_grouped_panel(w, panel, source);
   });
 }
 

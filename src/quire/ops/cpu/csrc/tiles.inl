@@ -99,7 +99,7 @@ constexpr int64_t kDirectTaskBytes = 12 * 1024;  // of weights: large enough to 
 // All rows against 16 outputs from ``first`` on. ``unpack(k, count, block)`` writes floats [count][16] of those outputs.
 template <typename Unpack>
 void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64_t step, const Tiles& tiles, const float* x,
-                   const float* bias, float* out, Unpack&& unpack) {
+                   const float* bias, float* out, int64_t stride, Unpack&& unpack) {
   Arena arena{static_cast<uint8_t*>(pool.scratch(thread, 1, (tiles.rows + step) * 64 + 128))};
   float* sums = arena.take<float>(tiles.rows * 16);
   float* block = arena.take<float>(step * 16);
@@ -114,14 +114,14 @@ void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64
       dense_tile_rows(tiles.height(t), x + row * w.k + k, w.k, block, 16, count, sums + row * 16, 16);
     }
   }
-  for (int64_t m = 0; m < tiles.rows; ++m) memcpy(out + m * w.n + first, sums + m * 16, width * 4);
+  for (int64_t m = 0; m < tiles.rows; ++m) memcpy(out + m * stride + first, sums + m * 16, width * 4);
 }
 
 // Many rows: 16 outputs of the weights at a time are unpacked once for a block of rows. ``unpacker(first)`` gives the
 // ``unpack`` of the outputs from ``first`` on; ``granule``: inputs that can only be unpacked together.
 template <typename Unpacker>
-void linear_tiled(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t granule,
-                  Unpacker&& unpacker) {
+void linear_tiled(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride,
+                  int64_t granule, Unpacker&& unpacker) {
   const int64_t steps = (w.k + kBlockInputs - 1) / kBlockInputs;
   const int64_t step = ((w.k + steps - 1) / steps + granule - 1) / granule * granule;
   int64_t block = kRowBlockBytes / (4 * w.k);
@@ -130,6 +130,7 @@ void linear_tiled(Pool& pool, const float* x, int64_t rows, const Weight& w, con
   parallel(pool, blocks * columns, [&](int64_t task, int thread) {
     const int64_t b = task / columns, begin = rows * b / blocks, first = task % columns * 16;
     const Tiles tiles(rows * (b + 1) / blocks - begin);
-    tiled_columns(pool, thread, w, first, step, tiles, x + begin * w.k, bias, out + begin * w.n, unpacker(first));
+    tiled_columns(pool, thread, w, first, step, tiles, x + begin * w.k, bias, out + begin * stride, stride,
+                  unpacker(first));
   });
 }

@@ -57,8 +57,45 @@ template <int I>
 QUIRE_INLINE F8 nibble(I8 x) {
   return _mm256_cvtepi32_ps(I == 7 ? _mm256_srli_epi32(x, 28) : _mm256_and_si256(x, _mm256_set1_epi32(15 << (4 * (I % 7)))));
 }
+// As ``nibble<I>``, with ``Bits`` more from ``high``, which has them at bit (4 I + 4) % 32.
+template <int I, int Bits>
+QUIRE_INLINE F8 wide_nibble(I8 x, I8 high) {
+  constexpr int kAbove = (1 << Bits) - 1;
+  const I8 above = _mm256_and_si256(high, _mm256_set1_epi32(kAbove << (4 * I + 4) % 32));
+  if constexpr (I == 7) {
+    return _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32(x, 28), _mm256_slli_epi32(above, 4)));
+  } else {
+    return _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(15 << (4 * I))), above));
+  }
+}
+// Lane by lane, the entry of a table (low: entries 0 to 7, high: the others) that nibble ``I`` points to.
+template <int I>
+QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {
+  const I8 index = _mm256_srli_epi32(x, 4 * I);  // permutations look at its lowest 3 bits
+  const F8 upper = _mm256_castsi256_ps(_mm256_slli_epi32(x, 28 - 4 * I));
+  return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), upper);
+}
+template <int N>
+QUIRE_INLINE I8 shift_right(I8 x) {
+  return _mm256_srli_epi32(x, N);
+}
 QUIRE_INLINE F8 load(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+QUIRE_INLINE F8 load(const uint8_t* p) {
+  return _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
+}
+QUIRE_INLINE F8 load_e8m0(const uint8_t* p) {
+  const I8 bits = _mm256_slli_epi32(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))), 23);
+  const I8 none = _mm256_cmpeq_epi32(bits, _mm256_setzero_si256());  // 2^-127 has no exponent of its own
+  return _mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_and_si256(none, _mm256_set1_epi32(0x00400000))));
+}
+// 2^-8 of e4m3 floats: the bits of a float16 with a smaller exponent.
+QUIRE_INLINE F8 load_float8(const uint8_t* p) {
+  const __m128i x = _mm_cvtepu8_epi16(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p)));
+  const __m128i sign = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x80)), 8);
+  const __m128i rest = _mm_slli_epi16(_mm_and_si128(x, _mm_set1_epi16(0x7F)), 7);
+  return _mm256_cvtph_ps(_mm_or_si128(sign, rest));
 }
 
 #else
@@ -153,9 +190,41 @@ template <int I>
 QUIRE_INLINE F8 nibble(I8 x) {
   return __builtin_convertvector(I == 7 ? x >> 28 & 15 : x & 15 << (4 * (I % 7)), F8);
 }
-QUIRE_INLINE F8 load(const int8_t* p) {
+template <int I, int Bits>
+QUIRE_INLINE F8 wide_nibble(I8 x, I8 high) {
+  constexpr int kAbove = (1 << Bits) - 1;
+  const I8 above = high & kAbove << (4 * I + 4) % 32;
+  return __builtin_convertvector(I == 7 ? (x >> 28 & 15) | above << 4 : (x & 15 << (4 * (I % 7))) | above, F8);
+}
+template <int I>
+QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {
+  F8 out;
+  for (int i = 0; i < 8; ++i) {
+    const int index = x[i] >> 4 * I & 15;
+    out[i] = index < 8 ? low[index] : high[index - 8];
+  }
+  return out;
+}
+template <int N>
+QUIRE_INLINE I8 shift_right(I8 x) {
+  return x >> N;
+}
+template <typename T>
+QUIRE_INLINE F8 load_bytes(const T* p) {
   F8 x;
   for (int i = 0; i < 8; ++i) x[i] = p[i];
+  return x;
+}
+QUIRE_INLINE F8 load(const int8_t* p) { return load_bytes(p); }
+QUIRE_INLINE F8 load(const uint8_t* p) { return load_bytes(p); }
+QUIRE_INLINE F8 load_e8m0(const uint8_t* p) {
+  I8 bits;
+  for (int i = 0; i < 8; ++i) bits[i] = p[i] ? p[i] << 23 : 0x00400000;
+  return (F8)bits;
+}
+QUIRE_INLINE F8 load_float8(const uint8_t* p) {
+  F8 x;
+  for (int i = 0; i < 8; ++i) x[i] = half_to_float(static_cast<uint16_t>((p[i] & 0x80) << 8 | (p[i] & 0x7F) << 7));
   return x;
 }
 

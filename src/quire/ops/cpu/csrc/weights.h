@@ -6,37 +6,87 @@
 
 namespace quire {
 
-enum class Type : int { f32 = 0, f16 = 1, bf16 = 2 };
+enum class Type : int { f32 = 0, f16 = 1, bf16 = 2, i8 = 3, u8 = 4, e8m0 = 5 };  // e8m0: x stands for 2^(x - 127)
 
-inline int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : 2; }
+inline int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
+
+// What an element of a weight is: a float, an unsigned integer of 4, 5 or 6 bits, a signed one of 8, one of 4 bits that
+// points into a table, or an e4m3 float (here 2^-8 of its value: scales make up for it).
+enum class Code : int { dense, int4, int5, int6, int8, table4, float8 };
+
+constexpr int bits_of(Code code) {
+  return code == Code::int5 ? 5 : code == Code::int6 ? 6 : code == Code::int8 || code == Code::float8 ? 8 : 4;
+}
+
+enum class Second : int { none, minimum, zero };
+
+// What becomes of the inputs before they are multiplied, as part of the layer.
+struct Inputs {
+  const int32_t* order;  // input k of the weight is input order[k] of the layer; null: in order
+  enum class Rounding : int { none, int8, fp8 } rounding;
+  float scale;     // 0: from each row's own values
+  float zero;      // the integer that stands for 0, if ``scale`` is given
+  int64_t group;   // inputs that share a scale; 0: all of a row
+  bool symmetric;  // else a row's own zero is found along with its scale
+
+  bool plain() const { return !order && rounding == Rounding::none; }
+};
+
+constexpr int kMaxGroup = 256;
 
 // Dense: panels of 16 outputs, [ceil(N / 16)][K][16], in the weight's own type; outputs beyond N are 0.
 //
-// Grouped: panels of 8 outputs, [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums (if any), then the integers. In
-// 4 bits: [group / 8][8 outputs] words of 32 bits whose nibble i is input i of the 8. In 8 bits: [group][8 outputs] bytes.
+// Grouped: ``w = scale * (element - zero) + minimum``, scale and so on for each ``group`` of inputs. Panels of 8 outputs,
+// [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums or zeros (if any), then the elements. In 4 bits: [group / 8]
+// [8 outputs] words of 32 bits whose nibble i is input i of the 8. In 5 and 6 bits so too, but before each 32 (16) inputs
+// 8 words of their higher bits: those of input i of the h-th 8 at bit (4 i + 4) % 32 + h * (bits - 4), next to where its
+// nibble is masked. In 8 bits: [group][8 outputs] bytes. With super-blocks, before every ``super`` blocks 8 float16 which
+// their scales, and 8 which their minimums, are multiplied by.
 struct Weight {
   const uint8_t* data;
   int64_t n;
   int64_t k;
-  int bits;  // 0: dense
+  Code code;
   int group;
   Type type;  // of dense weights, or of scales and minimums
-  bool has_min;
+  Second second;
+  Type zero_type;  // of ``Second::zero``
+  int super;       // 0: no super-blocks
+  float zero;      // one for all
+  float table[16];
+  Inputs inputs;
 
-  bool dense() const { return bits == 0; }
+  bool dense() const { return code == Code::dense; }
+  bool has_offset() const { return second != Second::none || zero != 0.0f; }
   int64_t panel_width() const { return dense() ? 16 : 8; }
   int64_t panels() const { return (n + panel_width() - 1) / panel_width(); }
   int64_t groups() const { return k / group; }
-  int64_t head_bytes() const { return 8 * bytes_of(type) * (has_min ? 2 : 1); }
-  int64_t block_bytes() const { return head_bytes() + int64_t{8} * group * bits / 8; }
-  int64_t panel_bytes() const { return dense() ? k * 16 * bytes_of(type) : groups() * block_bytes(); }
+  int64_t second_bytes() const { return second == Second::none ? 0 : second == Second::zero ? 8 : 8 * bytes_of(type); }
+  int64_t head_bytes() const { return 8 * bytes_of(type) + second_bytes(); }
+  int64_t super_bytes() const { return super == 0 ? 0 : second == Second::minimum ? 32 : 16; }
+  int64_t block_bytes() const { return head_bytes() + int64_t{group} * bits_of(code); }
+  int64_t panel_bytes() const {
+    if (dense()) return k * 16 * bytes_of(type);
+    return groups() * block_bytes() + (super ? groups() / super * super_bytes() : 0);
+  }
+  int64_t block_at(int64_t g) const { return g * block_bytes() + (super ? (g / super + 1) * super_bytes() : 0); }
+  int64_t super_at(int64_t g) const { return super ? g / super * (super_bytes() + super * block_bytes()) : 0; }
   int64_t bytes() const { return panels() * panel_bytes(); }
 };
 
 class Pool;
 
-// ``weight.data`` receives; sources are row-major and contiguous.
+// Row-major and contiguous; what a weight lacks is null. ``second``: minimums or zeros.
+struct PackSource {
+  const uint8_t* elements;
+  const uint8_t* scale;
+  const uint8_t* second;
+  const uint8_t* super_scale;
+  const uint8_t* super_second;
+};
+
+// ``weight.data`` receives.
 void pack_dense(Pool& pool, const Weight& weight, const void* source);
-void pack_grouped(Pool& pool, const Weight& weight, const uint8_t* q, const void* scale, const void* minimum);
+void pack_grouped(Pool& pool, const Weight& weight, const PackSource& source);
 
 }  // namespace quire
