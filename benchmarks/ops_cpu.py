@@ -107,7 +107,7 @@ def attention_step(sequences: int, context: int, queries: int) -> AttentionStep:
     slots = table[owner, positions // page_size].long() * page_size + positions % page_size
     start = torch.arange(0, tokens + 1, queries, dtype=torch.int32)
     lengths = torch.full((sequences,), context, dtype=torch.int32)
-    return AttentionStep(positions.int(), slots, start, lengths, table, page_size)
+    return AttentionStep(positions.int(), slots, start, lengths, table, page_size, queries)
 
 
 def attentions(ops: Ops, repeats: int) -> list[dict[str, float | str]]:

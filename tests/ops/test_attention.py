@@ -46,7 +46,7 @@ class Case:
         start = torch.tensor([0, *torch.tensor(counts).cumsum(0).tolist()], dtype=torch.int32)
         positions = torch.cat([torch.arange(length - count, length) for length, count in self.sequences]).int()
         unused = torch.zeros(len(positions), dtype=torch.int64)
-        step = AttentionStep(positions, unused, start, lengths, table, self.page_size)
+        step = AttentionStep(positions, unused, start, lengths, table, self.page_size, max(counts))
         return pages, step, keys, values, torch.randn(sum(counts), self.heads * self.head_dim)
 
 
@@ -55,7 +55,7 @@ def fill(ops: Ops, pages: Pages, k: torch.Tensor, v: torch.Tensor, slots: torch.
     tokens, kv_heads, head_dim = k.shape
     none = torch.zeros(tokens, dtype=torch.int32)
     start = torch.tensor([0, tokens], dtype=torch.int32)
-    step = AttentionStep(none, slots, start, start[1:], torch.zeros(1, 1, dtype=torch.int32), pages.page_size)
+    step = AttentionStep(none, slots, start, start[1:], torch.zeros(1, 1, dtype=torch.int32), pages.page_size, tokens)
     qkv = torch.cat((torch.zeros(tokens, head_dim * kv_heads), k.flatten(1), v.flatten(1)), dim=1)
     ops.qk_norm_rope_store(qkv, kv_heads, kv_heads, head_dim, None, None, 1e-6, None, False, pages, step)
 
@@ -236,7 +236,7 @@ def test_norm_rope_store(
     slots = torch.randperm(5 * size)[:tokens]
     table = torch.arange(5, dtype=torch.int32)[None]
     start = torch.tensor([0, tokens], dtype=torch.int32)
-    step = AttentionStep(positions, slots, start, start[1:], table, size)
+    step = AttentionStep(positions, slots, start, start[1:], table, size, tokens)
     angle = torch.arange(500).double()[:, None] * frequencies(rotary_dim // 2)[None]
     cos_sin = torch.cat((angle.cos(), angle.sin()), dim=1).float() if rotary_dim else None
     q_norm, k_norm = (torch.rand(head_dim) + 0.5, torch.rand(head_dim) + 0.5) if norm else (None, None)
@@ -285,7 +285,13 @@ def test_bad_indices_are_refused(cpu_ops: Ops) -> None:
     with pytest.raises(ValueError, match="position"):
         cpu_ops.qk_norm_rope_store(qkv, 4, 2, 64, None, None, 1e-6, table, False, pages, step)
     wild = AttentionStep(
-        step.positions, step.slots, step.query_start, step.context_len, step.block_table + 1000, step.page_size
+        step.positions,
+        step.slots,
+        step.query_start,
+        step.context_len,
+        step.block_table + 1000,
+        step.page_size,
+        step.max_query,
     )
     with pytest.raises(ValueError, match="page"):
         cpu_ops.attention(q, pages, wild, 4, 2, 64, 1.0, None, None)
@@ -293,5 +299,5 @@ def test_bad_indices_are_refused(cpu_ops: Ops) -> None:
         cpu_ops.new_pages(4, 8, 2, 64, torch.float32)
 
 
-def _rest(step: AttentionStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-    return step.query_start, step.context_len, step.block_table, step.page_size
+def _rest(step: AttentionStep) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int, int]:
+    return step.query_start, step.context_len, step.block_table, step.page_size, step.max_query

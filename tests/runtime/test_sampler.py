@@ -14,6 +14,7 @@ from transformers import (
     SequenceBiasLogitsProcessor,
 )
 
+from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import KVGroup, SlotAdmit
 from quire.ops.backend import backend
 from quire.params import SamplingParams
@@ -33,7 +34,7 @@ class Bench:
     """A sampler whose slots hold ``PROMPT`` and ``OUTPUT``."""
 
     def __init__(self, *params: SamplingParams, **admit: Any) -> None:
-        self.sampler = Sampler(backend("cpu"), len(params), VOCAB)
+        self.sampler = Sampler(backend("cpu"), VOCAB, torch.device("cpu"))
         self.state = SlotState(len(params), 64, 16, [KVGroup(None, 4)])
         self.slots = list(range(len(params)))
         for slot, p in enumerate(params):
@@ -45,8 +46,13 @@ class Bench:
     def edited(self, values: torch.Tensor) -> torch.Tensor:
         """The logits as they are when the sampling op sees them."""
         values = values.clone()
-        self.sampler.sample(values, self.slots, self.state)
+        self.sample(values)
         return values
+
+    def sample(self, values: torch.Tensor) -> tuple[list[int], dict[int, TokenLogprobs]]:
+        step = self.state.sample_step(self.slots)
+        tokens, logprobs = self.sampler.sample(values, dict(enumerate(self.slots)), step, self.state)
+        return tokens.tolist(), logprobs.by_slot() if logprobs else {}
 
 
 def greedy(**params: Any) -> SamplingParams:
@@ -76,7 +82,7 @@ def test_counts_follow_sampled_tokens() -> None:
     values[0, 21] = 2.0
     picks = []
     for _ in range(3):
-        tokens, _ = bench.sampler.sample(values.clone(), [0], bench.state)
+        tokens, _ = bench.sample(values.clone())
         bench.state.append(0, tokens[0])
         picks += tokens
     assert picks == [20, 21, 20]
@@ -109,7 +115,7 @@ def test_allowed_token_ids() -> None:
 def test_logprobs_are_of_the_raw_logits() -> None:
     values = logits()
     bench = Bench(SamplingParams(temperature=0.3, logprobs=4, logit_bias={5: 50.0}))
-    tokens, logprobs = bench.sampler.sample(values.clone(), [0], bench.state)
+    tokens, logprobs = bench.sample(values.clone())
     found = logprobs[0]
     assert tokens == [5]
     assert found is not None
@@ -124,7 +130,7 @@ def test_a_row_that_is_not_a_number_fails_alone() -> None:
     values = logits(3)
     values[1, 10] = float("nan")
     bench = Bench(greedy(), SamplingParams(), greedy(logprobs=2))
-    tokens, _ = bench.sampler.sample(values.clone(), bench.slots, bench.state)
+    tokens, _ = bench.sample(values.clone())
     assert tokens[1] == -1
     assert [tokens[0], tokens[2]] == [int(values[0].argmax()), int(values[2].argmax())]
 
@@ -136,9 +142,9 @@ def test_a_seeded_row_does_not_depend_on_its_neighbours() -> None:
         SamplingParams(min_p=0.05),
     ]
     values = logits(3, seed=5)
-    together, _ = (b := Bench(*params)).sampler.sample(values.clone(), b.slots, b.state)
+    together, _ = Bench(*params).sample(values.clone())
     alone = []
     for row, p in enumerate(params):
         bench = Bench(p)
-        alone += bench.sampler.sample(values[row : row + 1].clone(), [0], bench.state)[0]
+        alone += bench.sample(values[row : row + 1].clone())[0]
     assert together == alone

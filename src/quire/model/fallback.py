@@ -228,6 +228,7 @@ def _check_independence(decoder: FallbackDecoder, ops: Ops, architecture: str) -
             torch.tensor([end for *_, end in parts], dtype=torch.int32),
             torch.tensor([[s] for s, *_ in parts], dtype=torch.int32),
             page,
+            max(end - begin for _, begin, end in parts),
         )
         tokens = torch.cat([ids[s * sizes[0] :][begin:end] for s, begin, end in parts])
         return decoder.forward(Step(tokens, [attention] * len(kv_windows(decoder.spec))), pages)

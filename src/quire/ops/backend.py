@@ -39,6 +39,7 @@ class AttentionStep:
     context_len: torch.Tensor  # [S] int32
     block_table: torch.Tensor  # [S, pages] int32
     page_size: int
+    max_query: int  # no sequence has more queries in this step
 
 
 @dataclass(frozen=True)
@@ -151,8 +152,17 @@ class Ops(Protocol):
         """
         ...
 
-    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
-        """Each token's rows of ``y [R, N]``, weighed and added: ``[T, N]``."""
+    def combine(
+        self,
+        y: torch.Tensor,
+        routes: Routes,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Each token's rows of ``y [R, N]``, weighed and added: ``[T, N]``.
+
+        ``shared [T, N]``, from experts that all tokens go to, is added; ``shared_gate [T, 1]``: times its sigmoid.
+        """
         ...
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:

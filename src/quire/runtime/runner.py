@@ -12,7 +12,7 @@ from quire.model.decoder import Model, kv_windows
 from quire.ops.backend import Ops, Pages
 from quire.runtime.graphs import DecodeGraphs
 from quire.runtime.memory import MemoryPlan
-from quire.runtime.sampler import LOGPROB_ROWS, Sampler, token_logprobs
+from quire.runtime.sampler import Sampler, prompt_logprobs
 from quire.runtime.state import SlotState
 
 NOT_A_NUMBER = "The model computed values that are not numbers for this request."
@@ -34,7 +34,7 @@ class ModelRunner:
         self.phases: dict[str, float] = {}
         self._decoder = decoder
         self._state = SlotState(slots, plan.max_model_len, plan.page_size, plan.groups)
-        self._sampler = Sampler(ops, slots, spec.vocab_size)
+        self._sampler = Sampler(ops, spec.vocab_size, torch.device("cpu"))
         self._pages = _new_pages(decoder, ops, plan, kv_dtype)
         self._graphs = DecodeGraphs(decoder, ops, self._pages, -(-plan.max_model_len // plan.page_size))
 
@@ -54,14 +54,14 @@ class ModelRunner:
     def _run(self, work: Sequence[SlotWork]) -> list[SlotResult]:
         step = self._state.step(work)
         if all(w.count == 1 and w.sample for w in work):
-            sampled = self._sample(self._graphs.logits(step), [w.slot for w in work])
+            results = self._sample(self._graphs.logits(step), [w.slot for w in work])
             self._state.advance(work)
-            return list(sampled.values())
+            return list(results.values())
         hidden = self._decoder.forward(step, self._pages)
         ends = step.attention[0].query_start[1:].to(torch.int64)
         prompt_logprobs = self._prompt_logprobs(work, hidden, ends)
         sampling = [i for i, w in enumerate(work) if w.sample]
-        results: dict[int, SlotResult] = {}
+        results = {}
         if sampling:
             logits = self._decoder.logits(hidden[ends[sampling] - 1])
             results = self._sample(logits, [work[i].slot for i in sampling])
@@ -71,14 +71,17 @@ class ModelRunner:
         return list(results.values())
 
     def _sample(self, logits: torch.Tensor, slots: list[int]) -> dict[int, SlotResult]:
-        tokens, logprobs = self._sampler.sample(logits, slots, self._state)
+        tokens, logprobs = self._sampler.sample(
+            logits, dict(enumerate(slots)), self._state.sample_step(slots), self._state
+        )
+        by_slot = logprobs.by_slot() if logprobs else {}
         results: dict[int, SlotResult] = {}
-        for slot, token, values in zip(slots, tokens, logprobs, strict=True):
+        for slot, token in zip(slots, tokens.tolist(), strict=True):
             if token < 0:
                 results[slot] = SlotResult(slot, error=NOT_A_NUMBER)
                 continue
             self._state.append(slot, token)
-            results[slot] = SlotResult(slot, token, values)
+            results[slot] = SlotResult(slot, token, by_slot.get(slot))
         return results
 
     def _prompt_logprobs(
@@ -92,14 +95,9 @@ class ModelRunner:
             count = min(w.count, int(self._state.prompt_len[w.slot]) - 1 - first)
             if top is None or count <= 0:
                 continue
-            targets = self._state.tokens[w.slot, first + 1 : first + 1 + count].tolist()
-            rows: list[TokenLogprobs] = []
-            for start in range(0, count, LOGPROB_ROWS):
-                part = targets[start : start + LOGPROB_ROWS]
-                begin = end - w.count + start
-                logits = self._decoder.logits(hidden[begin : begin + len(part)])
-                rows += token_logprobs(logits, part, [top] * len(part))
-            found[w.slot] = rows
+            rows = hidden[end - w.count : end - w.count + count]
+            targets = self._state.tokens[w.slot, first + 1 : first + 1 + count].to(torch.int64)
+            found[w.slot] = [row for part in prompt_logprobs(self._decoder, rows, targets, top) for row in part.lists()]
         return found
 
 

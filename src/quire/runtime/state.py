@@ -1,4 +1,4 @@
-"""What the runner knows of each slot: its tokens, page tables and counters, as arrays over slots."""
+"""What the runner knows of each slot: its tokens, page tables, counters and sampling parameters, as arrays over slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
 from quire.model.decoder import Step
-from quire.ops.backend import AttentionStep
+from quire.ops.backend import AttentionStep, SampleStep
 
 
 class SlotState:
@@ -18,21 +18,35 @@ class SlotState:
     def __init__(self, slots: int, max_len: int, page_size: int, groups: Sequence[KVGroup]) -> None:
         self._page_size = page_size
         pages = -(-max_len // page_size)
-        self.tokens = np.zeros((slots, max_len + 1), np.int64)
+        self._tokens = np.zeros((slots, max_len + 1), np.int64)
+        self.tokens = torch.from_numpy(self._tokens)
         self.known = np.zeros(slots, np.int64)
         self.computed = np.zeros(slots, np.int64)
         self.prompt_len = np.zeros(slots, np.int64)
         self._tables = [np.zeros((slots, pages), np.int32) for _ in groups]
+        self._temperature = np.zeros(slots, np.float32)
+        self._top_p = np.ones(slots, np.float32)
+        self._min_p = np.zeros(slots, np.float32)
+        self._top_k = np.zeros(slots, np.int32)
+        self._seed = np.zeros(slots, np.int64)
 
     def admit(self, admit: SlotAdmit) -> None:
-        slot = admit.slot
-        self.tokens[slot, : len(admit.token_ids)] = admit.token_ids
+        slot, params = admit.slot, admit.params
+        self._tokens[slot, : len(admit.token_ids)] = admit.token_ids
         self.known[slot] = len(admit.token_ids)
         self.computed[slot] = admit.computed
         self.prompt_len[slot] = admit.prompt_len
+        self._temperature[slot] = params.temperature
+        self._top_p[slot] = params.top_p
+        self._min_p[slot] = params.min_p
+        self._top_k[slot] = params.top_k
+        self._seed[slot] = admit.seed
 
     def grant(self, grant: PageGrant) -> None:
         self._tables[grant.group][grant.slot, grant.start : grant.start + len(grant.pages)] = grant.pages
+
+    def known_len(self, slot: int) -> int:
+        return int(self.known[slot])
 
     def output_len(self, slot: int) -> int:
         return int(self.known[slot] - self.prompt_len[slot])
@@ -59,15 +73,28 @@ class SlotState:
                 context_len=context_len,
                 block_table=torch.from_numpy(table[slots, :used]),
                 page_size=self._page_size,
+                max_query=int(counts.max()),
             )
             for table in self._tables
         ]
-        return Step(torch.from_numpy(self.tokens[row_slot, positions]), attention)
+        return Step(torch.from_numpy(self._tokens[row_slot, positions]), attention)
+
+    def sample_step(self, slots: Sequence[int]) -> SampleStep:
+        """Sampling parameters of ``slots``, one row each."""
+        index = np.asarray(slots)
+        return SampleStep(
+            temperature=torch.from_numpy(self._temperature[index]),
+            top_k=torch.from_numpy(self._top_k[index]),
+            top_p=torch.from_numpy(self._top_p[index]),
+            min_p=torch.from_numpy(self._min_p[index]),
+            seed=torch.from_numpy(self._seed[index]),
+            position=torch.from_numpy(self.known[index]),
+        )
 
     def advance(self, work: Sequence[SlotWork]) -> None:
         for w in work:
             self.computed[w.slot] += w.count
 
     def append(self, slot: int, token_id: int) -> None:
-        self.tokens[slot, self.known[slot]] = token_id
+        self._tokens[slot, self.known[slot]] = token_id
         self.known[slot] += 1

@@ -54,6 +54,7 @@ def make_step(sequences: list[tuple[int, int]], page_size: int) -> tuple[Attenti
         context_len=torch.tensor([length for length, _ in sequences], dtype=torch.int32),
         block_table=table,
         page_size=page_size,
+        max_query=int(counts.max()),
     ), total
 
 

@@ -28,7 +28,9 @@ def test_experts(ops: TritonOps, tokens: int, experts: int, top_k: int, bias: bo
     want_y = REFERENCE.grouped_linear(x, reference_stack, want.offsets, offset, want.rows)
     close(y, want_y)
     assert torch.equal(ops.grouped_linear(given(ops, x[want.rows]), stack, routes.offsets, given(ops, offset)), y)
-    close(ops.combine(y, routes), REFERENCE.combine(y.float().cpu(), want))
+    for more in ((), (draw(ops, tokens, n),), (draw(ops, tokens, n), draw(ops, tokens, 1))):
+        got = ops.combine(y, routes, *(given(ops, t) for t in more))
+        close(got, REFERENCE.combine(y.float().cpu(), want, *more))
 
 
 def test_experts_without_rows(ops: TritonOps) -> None:

@@ -38,7 +38,7 @@ def outputs(device: torch.device, tokens: int, rows: int, query_start: torch.Ten
     return StepTensors(
         token_ids=full(tokens, dtype=torch.int64),
         attention=[
-            AttentionStep(positions, full(tokens, dtype=torch.int64), query_start, context, full(rows, PAGES), PAGE)
+            AttentionStep(positions, full(tokens, dtype=torch.int64), query_start, context, full(rows, PAGES), PAGE, 1)
             for _ in range(2)
         ],
         sample=SampleStep(

@@ -160,9 +160,20 @@ class CpuOps:
         )
         return out
 
-    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
+    def combine(
+        self,
+        y: torch.Tensor,
+        routes: Routes,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
         y = _checked(y, torch.float32)
+        shared, shared_gate = (t if t is None else _checked(t, torch.float32) for t in (shared, shared_gate))
         tokens, top_k = routes.places.shape
+        if shared is not None and shared.shape != (tokens, y.shape[1]):
+            raise ValueError(f"combine: the shared experts' output is not {tokens} x {y.shape[1]}.")
+        if shared_gate is not None and shared_gate.numel() != tokens:
+            raise ValueError(f"combine: the gate of the shared experts needs a value for each of {tokens} tokens.")
         out = self._empty(tokens, y.shape[1])
         _kernels.combine(
             self._engine,
@@ -173,6 +184,8 @@ class CpuOps:
             routes.weights.data_ptr(),
             tokens,
             top_k,
+            _address(shared),
+            _address(shared_gate),
             out.data_ptr(),
         )
         return out
@@ -292,6 +305,7 @@ class CpuOps:
             _checked(step.context_len, torch.int32),
             table if table.dtype is torch.int32 else table.int(),
             step.page_size,
+            step.max_query,
         )
         handle = _kernels.step(
             tokens,

@@ -99,8 +99,14 @@ class TritonOps:
     ) -> torch.Tensor:
         return moe.grouped_linear(x, _matrix(stack), offsets, bias, rows)
 
-    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
-        return moe.combine(y, routes)
+    def combine(
+        self,
+        y: torch.Tensor,
+        routes: Routes,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        return moe.combine(y, routes, shared, shared_gate)
 
     def new_pages(
         self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
@@ -149,11 +155,10 @@ class TritonOps:
         sinks: torch.Tensor | None = None,
         alibi_slopes: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """A step of as many queries as sequences is a decode step: query s belongs to sequence s."""
         own = triton_pages(pages, kv_heads, head_dim)
         if q.shape[0] == 0:
             return torch.empty_like(q)
-        if q.shape[0] == len(step.context_len):
+        if step.max_query == 1:
             return decode.decode_attention(
                 q,
                 own,
