@@ -176,6 +176,11 @@ def _merge(
     tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+def _tiles(row_bytes: int) -> tuple[int, int, int]:
+    """BLOCK_N, warps and stages, by the bytes of a head's keys."""
+    return 64 if row_bytes <= 256 else 32, 4, 3
+
+
 def split_count(sequences: int, kv_heads: int, processors: int) -> int:
     """Splits of a context, by batch size: about two programs a multiprocessor, in powers of 2 (few variants)."""
     wanted = max(1, 2 * processors // max(1, sequences * kv_heads))
@@ -206,7 +211,7 @@ def decode_attention(
     stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = triton.next_power_of_2(heads // kv_heads)
-    wide = q.dtype.itemsize * block_d
+    block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
     _decode[(kv_heads, sequences, splits)](
         q,
         pages.k,
@@ -234,14 +239,14 @@ def decode_attention(
         MIN_CHUNK=_MIN_CHUNK,
         BLOCK_M=max(16, group),
         BLOCK_G=group,
-        BLOCK_N=64 if wide <= 256 else 32,
+        BLOCK_N=block_n,
         BLOCK_D=block_d,
         WINDOW=window is not None,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
         ALIBI=alibi_slopes is not None,
         FP8=pages.fp8,
-        num_warps=4,
-        num_stages=3,
+        num_warps=warps,
+        num_stages=stages,
     )
     return out

@@ -7,6 +7,7 @@ to that.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -22,6 +23,7 @@ _HALF = (torch.float16, torch.bfloat16)
 @cache
 def flash_function() -> Callable[..., Any] | None:
     """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
     try:
         from flash_attn.cute import flash_attn_varlen_func
     except ImportError:
@@ -67,6 +69,7 @@ def flash_attention(
         pages.k,
         pages.v,
         cu_seqlens_q=step.query_start,
+        max_seqlen_q=step.max_query,
         seqused_k=step.context_len,
         page_table=step.block_table,
         softmax_scale=scale,

@@ -99,7 +99,19 @@ def grouped_linear(
 
 
 @triton.jit
-def _combine(y_ptr, places_ptr, weights_ptr, out_ptr, N: tl.constexpr, TOP_K: tl.constexpr, BLOCK: tl.constexpr):
+def _combine(
+    y_ptr,
+    places_ptr,
+    weights_ptr,
+    shared_ptr,
+    gate_ptr,
+    out_ptr,
+    N: tl.constexpr,
+    TOP_K: tl.constexpr,
+    SHARED: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros([BLOCK], tl.float32)
@@ -107,10 +119,17 @@ def _combine(y_ptr, places_ptr, weights_ptr, out_ptr, N: tl.constexpr, TOP_K: tl
         row = tl.load(places_ptr + token * TOP_K + choice).to(tl.int64)
         weight = tl.load(weights_ptr + token * TOP_K + choice).to(tl.float32)
         acc += weight * tl.load(y_ptr + row * N + at, mask=at < N, other=0.0).to(tl.float32)
+    if SHARED:
+        shared = tl.load(shared_ptr + token * N + at, mask=at < N, other=0.0).to(tl.float32)
+        if GATED:
+            shared *= tl.sigmoid(tl.load(gate_ptr + token).to(tl.float32))
+        acc += shared
     tl.store(out_ptr + token * N + at, acc.to(out_ptr.dtype.element_ty), mask=at < N)
 
 
-def combine(y: torch.Tensor, routes: Routes) -> torch.Tensor:
+def combine(
+    y: torch.Tensor, routes: Routes, shared: torch.Tensor | None, shared_gate: torch.Tensor | None
+) -> torch.Tensor:
     """As ``Ops.combine``."""
     tokens, top_k = routes.places.shape
     n = y.shape[1]
@@ -118,6 +137,16 @@ def combine(y: torch.Tensor, routes: Routes) -> torch.Tensor:
     block = min(1024, triton.next_power_of_2(n))
     if tokens:
         _combine[(tokens, triton.cdiv(n, block))](
-            y.contiguous(), routes.places, routes.weights, out, N=n, TOP_K=top_k, BLOCK=block
+            y.contiguous(),
+            routes.places,
+            routes.weights,
+            y if shared is None else shared.contiguous(),
+            y if shared_gate is None else shared_gate.contiguous(),
+            out,
+            N=n,
+            TOP_K=top_k,
+            SHARED=shared is not None,
+            GATED=shared_gate is not None,
+            BLOCK=block,
         )
     return out

@@ -101,6 +101,13 @@ def _prefill(
     )
 
 
+def _tiles(row_bytes: int) -> tuple[int, int, int, int]:
+    """BLOCK_M, BLOCK_N, warps and stages, by the bytes of a head's keys."""
+    if row_bytes <= 256:
+        return 128, 64, 8, 2
+    return (128, 32, 8, 2) if row_bytes <= 512 else (64, 32, 4, 2)
+
+
 def prefill_attention(
     q: torch.Tensor,
     pages: TritonPages,
@@ -119,8 +126,8 @@ def prefill_attention(
     out = torch.empty(tokens, heads * head_dim, dtype=q.dtype, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = heads // kv_heads
-    wide = q.dtype.itemsize * block_d
-    block_m = max(triton.next_power_of_2(group), 128 if wide <= 512 else 64)
+    block_m, block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
+    block_m = max(block_m, triton.next_power_of_2(group))
     block_q = block_m // group
     _prefill[(tokens // block_q + sequences, kv_heads)](
         q,
@@ -146,14 +153,14 @@ def prefill_attention(
         PAGE=pages.page_size,
         BLOCK_Q=block_q,
         BLOCK_M=block_m,
-        BLOCK_N=64 if wide <= 256 else 32,
+        BLOCK_N=block_n,
         BLOCK_D=block_d,
         WINDOW=window is not None,
         SOFTCAP=softcap is not None,
         SINKS=sinks is not None,
         ALIBI=alibi_slopes is not None,
         FP8=pages.fp8,
-        num_warps=8 if block_m >= 128 else 4,
-        num_stages=2,
+        num_warps=warps,
+        num_stages=stages,
     )
     return out

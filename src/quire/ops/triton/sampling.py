@@ -17,6 +17,8 @@ from quire.params import GREEDY_BELOW as _GREEDY_BELOW
 GREEDY_BELOW = tl.constexpr(_GREEDY_BELOW)
 _ONE = tl.constexpr(0x3F800000)  # the bits of 1.0, the greatest weight
 _CHUNK = 4096
+_ROW_CHUNK = 8192
+_CANDIDATES = 4096
 
 
 @triton.jit
@@ -64,30 +66,73 @@ def _weights(row_ptr, at, vocab, highest, temperature, floor):
 
 
 @triton.jit
-def _above(row_ptr, vocab, highest, temperature, floor, pivot, BY_SUM: tl.constexpr, CHUNK: tl.constexpr):
-    """How many weights, or how much in sum, lie at or above ``pivot`` (and ``floor``)."""
-    found = tl.zeros([CHUNK], tl.float64)
+def _above(row_ptr, vocab, highest, temperature, floor, pivot, CHUNK: tl.constexpr):
+    """How many weights, and how much in sum, lie at or above ``pivot`` (and ``floor``)."""
+    count = tl.zeros([CHUNK], tl.int32)
+    mass = tl.zeros([CHUNK], tl.float64)
     for start in tl.range(0, vocab, CHUNK):
         w = _weights(row_ptr, start + tl.arange(0, CHUNK), vocab, highest, temperature, floor)
-        if BY_SUM:
-            found += tl.where(w >= pivot, w, 0.0).to(tl.float64)
-        else:
-            found += (w >= pivot).to(tl.float64)
-    return tl.sum(found, 0)
+        count += (w >= pivot).to(tl.int32)
+        mass += tl.where(w >= pivot, w, 0.0).to(tl.float64)
+    return tl.sum(count, 0), tl.sum(mass, 0)
 
 
 @triton.jit
-def _threshold(row_ptr, vocab, highest, temperature, floor, wanted, BY_SUM: tl.constexpr, CHUNK: tl.constexpr):
-    """The greatest weight v such that the weights from v on number (or sum to) at least ``wanted``."""
+def _threshold(
+    row_ptr,
+    scratch_ptr,
+    vocab,
+    highest,
+    temperature,
+    floor,
+    wanted,
+    BY_SUM: tl.constexpr,
+    CHUNK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    """The greatest weight v such that the weights from v on number (or sum to) at least ``wanted``.
+
+    Bisection over the bits of v. Once few weights lie in question they are set apart and held in registers.
+    """
     low = tl.full([], 0, tl.int32)  # bits of floats that are not negative are in their order
     high = tl.full([], _ONE + 1, tl.int32)
-    while high - low > 1:
+    count_low = vocab
+    count_high = vocab * 0
+    mass_high = tl.full([], 0.0, tl.float64)
+    while (high - low > 1) & (count_low - count_high > CANDIDATES):
         middle = (low + high) // 2
-        pivot = middle.to(tl.float32, bitcast=True)
-        if _above(row_ptr, vocab, highest, temperature, floor, pivot, BY_SUM, CHUNK) >= wanted:
+        count, mass = _above(row_ptr, vocab, highest, temperature, floor, middle.to(tl.float32, bitcast=True), CHUNK)
+        if (mass if BY_SUM else count.to(tl.float64)) >= wanted:
             low = middle
+            count_low = count
         else:
             high = middle
+            count_high = count
+            mass_high = mass
+    if high - low > 1:
+        taken = vocab * 0
+        from_weight = low.to(tl.float32, bitcast=True)
+        to_weight = high.to(tl.float32, bitcast=True)
+        for start in tl.range(0, vocab, CHUNK):
+            at = start + tl.arange(0, CHUNK)
+            w = _weights(row_ptr, at, vocab, highest, temperature, floor)
+            open = (w >= from_weight) & (w < to_weight) & (at < vocab)
+            tl.store(scratch_ptr + taken + tl.cumsum(open.to(tl.int32), 0) - 1, w, mask=open)
+            taken += tl.sum(open.to(tl.int32), 0)
+        tl.debug_barrier()
+        index = tl.arange(0, CANDIDATES)
+        w = tl.load(scratch_ptr + index, mask=index < taken, other=-1.0)
+        while high - low > 1:
+            middle = (low + high) // 2
+            kept = w >= middle.to(tl.float32, bitcast=True)
+            if BY_SUM:
+                reached = mass_high + tl.sum(tl.where(kept, w, 0.0).to(tl.float64), 0)
+            else:
+                reached = (count_high + tl.sum(kept.to(tl.int32), 0)).to(tl.float64)
+            if reached >= wanted:
+                low = middle
+            else:
+                high = middle
     return low.to(tl.float32, bitcast=True)
 
 
@@ -114,12 +159,15 @@ def _draw(
     min_p_ptr,
     seed_ptr,
     position_ptr,
+    scratch_ptr,
     out_ptr,
     row_stride,
     vocab,
     chunks,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    ROW_CHUNK: tl.constexpr,
+    CANDIDATES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, CHUNKS)
@@ -141,12 +189,14 @@ def _draw(
     floor = tl.load(min_p_ptr + row)
     sums = tl.load(sums_ptr + row * chunks + index, mask=here, other=0.0)
     if (floor > 0) | (top_k > 0) | (top_p < 1):
+        scratch = scratch_ptr + row * CANDIDATES
         if top_k > 0:
-            kth = _threshold(row_ptr, vocab, highest, temperature, floor, top_k.to(tl.float64), False, CHUNK)
+            wanted = top_k.to(tl.float64)
+            kth = _threshold(row_ptr, scratch, vocab, highest, temperature, floor, wanted, False, ROW_CHUNK, CANDIDATES)
             floor = tl.maximum(floor, kth)
         if top_p < 1:
-            mass = _above(row_ptr, vocab, highest, temperature, floor, 0.0, True, CHUNK) * top_p.to(tl.float64)
-            least = _threshold(row_ptr, vocab, highest, temperature, floor, mass, True, CHUNK)
+            mass = _above(row_ptr, vocab, highest, temperature, floor, 0.0, ROW_CHUNK)[1] * top_p.to(tl.float64)
+            least = _threshold(row_ptr, scratch, vocab, highest, temperature, floor, mass, True, ROW_CHUNK, CANDIDATES)
             floor = tl.maximum(floor, least)
         sums = tl.zeros([CHUNKS], tl.float64)
         for chunk in tl.range(0, chunks):
@@ -175,6 +225,7 @@ def sample(logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
     maxima = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
     ids = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
     sums = torch.empty(rows, chunks, dtype=torch.float64, device=logits.device)
+    scratch = torch.empty(rows, _CANDIDATES, dtype=torch.float32, device=logits.device)
     _chunk_statistics[(chunks, rows)](
         logits, step.temperature, maxima, ids, sums, logits.stride(0), vocab, chunks, CHUNK=_CHUNK, num_warps=8
     )
@@ -189,12 +240,15 @@ def sample(logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         step.min_p,
         step.seed,
         step.position,
+        scratch,
         out,
         logits.stride(0),
         vocab,
         chunks,
         CHUNK=_CHUNK,
         CHUNKS=triton.next_power_of_2(chunks),
-        num_warps=16,
+        ROW_CHUNK=_ROW_CHUNK,
+        CANDIDATES=_CANDIDATES,
+        num_warps=32,
     )
     return out
