@@ -148,6 +148,11 @@ def test_grouped_linear(ops: Ops, kind: str, tokens: int) -> None:
     weighed = want * routes.weights.flatten()[routes.places.flatten().argsort().long()][:, None]
     summed = torch.zeros(tokens, n, dtype=torch.float64).index_add_(0, rows, weighed)
     torch.testing.assert_close(ops.combine(want.float(), routes).double(), summed, rtol=1e-5, atol=1e-5)
+    shared, gate = torch.randn(tokens, n), torch.randn(tokens, 1)
+    got = ops.combine(want.float(), routes, shared)
+    torch.testing.assert_close(got.double(), summed + shared, rtol=1e-5, atol=1e-5)
+    got = ops.combine(want.float(), routes, shared, gate)
+    torch.testing.assert_close(got.double(), summed + shared * gate.double().sigmoid(), rtol=1e-5, atol=1e-5)
 
 
 def test_swiglu_of_gpt_oss(ops: Ops) -> None:

@@ -120,6 +120,8 @@ def combine(
     weights: int,
     tokens: int,
     top_k: int,
+    shared: int,
+    shared_gate: int,
     out: int,
     /,
 ) -> None: ...

@@ -107,8 +107,17 @@ class ReferenceOps:
             out[begin:end] = F.linear(inputs, matrices[e], None if bias is None else bias[e].float())
         return out
 
-    def combine(self, y: torch.Tensor, routes: Routes) -> torch.Tensor:
-        return torch.einsum("tkn,tk->tn", y[routes.places.long()], routes.weights)
+    def combine(
+        self,
+        y: torch.Tensor,
+        routes: Routes,
+        shared: torch.Tensor | None = None,
+        shared_gate: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        out = torch.einsum("tkn,tk->tn", y[routes.places.long()], routes.weights)
+        if shared is None:
+            return out
+        return out + (shared if shared_gate is None else shared * shared_gate.sigmoid())
 
     def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
         return self.new_pages_on(num_pages, page_size, kv_heads, head_dim, dtype, torch.device("cpu"))

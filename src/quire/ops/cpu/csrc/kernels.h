@@ -97,6 +97,8 @@ struct CombineArgs {
   int64_t top_k;
   const int32_t* places;  // [T, top_k]
   const float* weights;   // [T, top_k]
+  const float* shared;    // [T, width], or null
+  const float* gate;      // [T], or null: of shared
   float* out;             // [T, width]
 };
 

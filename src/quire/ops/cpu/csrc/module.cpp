@@ -468,7 +468,7 @@ PyObject* py_grouped_linear(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
-// combine(engine, y, row_count, width, places, weights, tokens, top_k, out)
+// combine(engine, y, row_count, width, places, weights, tokens, top_k, shared, gate, out)
 PyObject* py_combine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   Args args(raw, count, 11);
   Engine* engine = args.engine();
@@ -480,6 +480,8 @@ PyObject* py_combine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   combine.weights = args.address<float>();
   combine.tokens = args.integer();
   combine.top_k = args.integer();
+  combine.shared = args.address<float>();
+  combine.gate = args.address<float>();
   combine.out = args.address<float>();
   if (args.bad()) return nullptr;
   return run(*engine, combine.row_count * combine.width * 4, [=]() -> const char* {

@@ -123,12 +123,13 @@ void grouped_linear(Pool& pool, const GroupedArgs& a) {
 void combine(Pool& pool, const CombineArgs& a) {
   parallel_rows(pool, a.tokens, a.width * a.top_k, [&](int64_t t) {
     float* out = a.out + t * a.width;
-    for (int64_t k = 0; k < a.top_k; ++k) {
-      const float* y = a.y + a.places[t * a.top_k + k] * a.width;
-      const F8 weight = set1(a.weights[t * a.top_k + k]);
+    const auto add_row = [&](float weight, const float* row) {
       int64_t i = 0;
-      for (; i + 8 <= a.width; i += 8) store(out + i, fma(weight, load(y + i), k ? load(out + i) : zero()));
-      for (; i < a.width; ++i) out[i] = a.weights[t * a.top_k + k] * y[i] + (k ? out[i] : 0.0f);
-    }
+      for (; i + 8 <= a.width; i += 8) store(out + i, fma(set1(weight), load(row + i), load(out + i)));
+      for (; i < a.width; ++i) out[i] += weight * row[i];
+    };
+    memset(out, 0, a.width * 4);
+    for (int64_t k = t * a.top_k; k < (t + 1) * a.top_k; ++k) add_row(a.weights[k], a.y + a.places[k] * a.width);
+    if (a.shared) add_row(a.gate ? 1.0f / (1.0f + expf(-a.gate[t])) : 1.0f, a.shared + t * a.width);
   });
 }
