@@ -67,7 +67,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_agrees_with_transformers(case: tuple[Any, Path], way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = case
 
-    def loader(checkpoint: Checkpoint, ops: Ops) -> FallbackLoader:
+    def loader(checkpoint: Checkpoint, ops: Ops, quantization: str | None) -> FallbackLoader:
         return FallbackLoader(checkpoint.path, checkpoint.config, ops)
 
     if path.name.startswith("llama"):  # it has a family: the fallback is forced

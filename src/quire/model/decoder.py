@@ -8,23 +8,23 @@ from typing import Protocol
 
 import torch
 
+from quire.model.attention import Attention
+from quire.model.latent import LatentAttention
 from quire.model.linear import Linear
+from quire.model.mlp import Mlp
+from quire.model.moe import Moe
 from quire.model.rope import cos_sin_table
-from quire.model.spec import AttentionSpec, DecoderSpec, LayerSpec, RopeSpec
+from quire.model.spec import DecoderSpec, RopeSpec
 from quire.ops.backend import AttentionStep, Ops, Pages, Weight
 
 
 @dataclass(frozen=True)
 class LayerWeights:
     attention_norm: torch.Tensor
-    qkv: Linear
-    q_norm: torch.Tensor | None
-    k_norm: torch.Tensor | None
-    out: Linear
+    attention: Attention | LatentAttention
     post_attention_norm: torch.Tensor | None
     mlp_norm: torch.Tensor
-    gate_up: Linear
-    down: Linear
+    mlp: Mlp | Moe
     post_mlp_norm: torch.Tensor | None
 
 
@@ -38,9 +38,8 @@ class DecoderWeights:
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices; a tied head counts once."""
-        linears = [w for layer in self.layers for w in (layer.qkv, layer.out, layer.gate_up, layer.down)]
-        tied = any(part is self.embedding for part in self.head.parts)
-        return sum(w.nbytes for w in linears) + self.embedding.nbytes + (0 if tied else self.head.nbytes)
+        head = 0 if self.head.weight is self.embedding else self.head.nbytes
+        return sum(w.attention.nbytes + w.mlp.nbytes for w in self.layers) + self.embedding.nbytes + head
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ class Decoder:
         for i, (layer, w) in enumerate(zip(self.spec.layers, self._weights.layers, strict=True)):
             eps = layer.norm.eps
             x, residual = ops.rms_norm(x, w.attention_norm, eps, residual)
-            x = self._attention(i, layer.attention, w, x, pages[i], step.attention[self._group[i]])
+            x = w.attention(ops, x, self._cos_sin[i], pages[i], step.attention[self._group[i]])
             x = self._post(x, w.post_attention_norm, eps)
             x, residual = ops.rms_norm(x, w.mlp_norm, eps, residual)
-            x = self._mlp(layer, w, x)
+            x = w.mlp(ops, x)
             x = self._post(x, w.post_mlp_norm, eps)
         return ops.rms_norm(x, self._weights.final_norm, self.spec.final_norm.eps, residual)[0]
 
@@ -116,19 +115,3 @@ class Decoder:
 
     def _post(self, x: torch.Tensor, norm: torch.Tensor | None, eps: float) -> torch.Tensor:
         return x if norm is None else self._ops.rms_norm(x, norm, eps)[0]
-
-    def _attention(
-        self, i: int, a: AttentionSpec, w: LayerWeights, x: torch.Tensor, pages: Pages, step: AttentionStep
-    ) -> torch.Tensor:
-        ops = self._ops
-        qkv = w.qkv(ops, x)
-        eps = a.qk_norm.eps if a.qk_norm else 0.0
-        interleaved = a.rope is not None and a.rope.interleaved
-        q = ops.qk_norm_rope_store(
-            qkv, a.heads, a.kv_heads, a.head_dim, w.q_norm, w.k_norm, eps, self._cos_sin[i], interleaved, pages, step
-        )
-        y = ops.attention(q, pages, step, a.heads, a.kv_heads, a.head_dim, a.scale, a.window, a.softcap)
-        return w.out(ops, y)
-
-    def _mlp(self, layer: LayerSpec, w: LayerWeights, x: torch.Tensor) -> torch.Tensor:
-        return w.down(self._ops, self._ops.gate_up_act(w.gate_up(self._ops, x), layer.mlp.activation))

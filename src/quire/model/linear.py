@@ -1,4 +1,4 @@
-"""A linear layer: packed weights in one or several kernel layouts, side by side, and a bias."""
+"""A linear layer: a packed weight and a bias."""
 
 from __future__ import annotations
 
@@ -11,18 +11,13 @@ from quire.ops.backend import Ops, Weight
 
 @dataclass(frozen=True)
 class Linear:
-    """``parts`` lie one after another along the outputs: fused layers whose checkpoints mix layouts have several."""
-
-    parts: tuple[Weight, ...]
+    weight: Weight
     bias: torch.Tensor | None = None
 
     def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
         """``x [T, K]`` -> ``[T, N]``."""
-        if len(self.parts) == 1:
-            return ops.linear(x, self.parts[0], self.bias)
-        y = torch.cat([ops.linear(x, part) for part in self.parts], dim=1)
-        return y if self.bias is None else y.add_(self.bias)
+        return ops.linear(x, self.weight, self.bias)
 
     @property
     def nbytes(self) -> int:
-        return sum(part.nbytes for part in self.parts)
+        return self.weight.nbytes

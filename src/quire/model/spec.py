@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2"]
+from quire.ops.backend import Routing
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oss"]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,20 @@ class RopeSpec:
 
 
 @dataclass(frozen=True)
+class LatentSpec:
+    """Multi-head latent attention: keys and values come from ``rank`` numbers a token and ``rotary`` of the key."""
+
+    rank: int
+    plain: int  # dimensions of a head's query and key that are not rotated
+    rotary: int
+    value_dim: int
+    q_rank: int | None = None  # queries are made from as many numbers
+
+
+@dataclass(frozen=True)
 class AttentionSpec:
+    """``latent``: the rest is then as the pages see it, one key/value head of ``rotary + rank`` dimensions."""
+
     heads: int
     kv_heads: int
     head_dim: int
@@ -38,6 +53,8 @@ class AttentionSpec:
     qk_norm: NormSpec | None = None  # over head_dim, before the rotary embedding
     qkv_bias: bool = False
     out_bias: bool = False
+    sinks: bool = False  # a learned logit of each head takes part in the softmax
+    latent: LatentSpec | None = None
 
 
 @dataclass(frozen=True)
@@ -49,11 +66,31 @@ class MlpSpec:
 
 
 @dataclass(frozen=True)
+class MoeSpec:
+    """Gated experts of ``expert_size`` each, chosen by ``routing``; ``shared`` is for all tokens."""
+
+    experts: int
+    expert_size: int
+    activation: Activation
+    routing: Routing
+    router_bias: bool = False
+    correction: bool = False  # a bias of the scores that choose
+    expert_bias: bool = False
+    shared: MlpSpec | None = None
+    shared_gate: bool = False
+
+    @property
+    def size(self) -> int:
+        """Of a dense layer that does as much for a token."""
+        return self.routing.top_k * self.expert_size + (self.shared.size if self.shared else 0)
+
+
+@dataclass(frozen=True)
 class LayerSpec:
     """``sandwich`` norms the output of attention and mlp too, before the residual is added."""
 
     attention: AttentionSpec
-    mlp: MlpSpec
+    mlp: MlpSpec | MoeSpec
     norm: NormSpec
     placement: Literal["pre", "sandwich"] = "pre"
 

@@ -13,6 +13,37 @@ _MLP = "model.layers.{i}.mlp."
 
 
 @dataclass(frozen=True)
+class LatentNames:
+    q_down: str = _ATTENTION + "q_a_proj"
+    q_norm: str = _ATTENTION + "q_a_layernorm"
+    q: str = _ATTENTION + "q_proj"  # without a q_down
+    q_up: str = _ATTENTION + "q_b_proj"
+    kv_down: str = _ATTENTION + "kv_a_proj_with_mqa"
+    kv_norm: str = _ATTENTION + "kv_a_layernorm"
+    kv_up: str = _ATTENTION + "kv_b_proj"
+
+
+@dataclass(frozen=True)
+class MoeNames:
+    """Experts are modules each, with ``{e}`` in their names, or one parameter ``[E, N, K]``.
+
+    Such a parameter may be ``transposed``, to ``[E, K, N]``, where it is not quantised; its gates and ups may take
+    turns (``interleaved``); its bias, if any, has ``bias_suffix`` in its name.
+    """
+
+    router: str = _MLP + "gate"
+    correction: str = _MLP + "gate.e_score_correction_bias"
+    gate_up: tuple[str, ...] = (_MLP + "experts.{e}.gate_proj", _MLP + "experts.{e}.up_proj")
+    down: str = _MLP + "experts.{e}.down_proj"
+    transposed: bool = False
+    interleaved: bool = False
+    bias_suffix: str = "_bias"
+    shared_gate_up: tuple[str, ...] = (_MLP + "shared_experts.gate_proj", _MLP + "shared_experts.up_proj")
+    shared_down: str = _MLP + "shared_experts.down_proj"
+    shared_gate: str = _MLP + "shared_expert_gate"
+
+
+@dataclass(frozen=True)
 class WeightMap:
     embedding: str = "model.embed_tokens"
     final_norm: str = "model.norm"
@@ -27,3 +58,6 @@ class WeightMap:
     gate_up: tuple[str, ...] = (_MLP + "gate_proj", _MLP + "up_proj")
     down: tuple[str, ...] = (_MLP + "down_proj",)
     post_mlp_norm: str = ""
+    sinks: str = _ATTENTION + "sinks"
+    latent: LatentNames = LatentNames()
+    moe: MoeNames = MoeNames()

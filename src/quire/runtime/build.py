@@ -6,23 +6,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from quire.config.engine import EngineConfig
+from quire.engine.plan import LoadedRunner
 from quire.model.fallback import FallbackLoader
 from quire.model.families import FAMILIES, family_of
 from quire.model.loader import Loader
 from quire.model.spec import DecoderSpec
 from quire.ops.backend import Ops, backend
 from quire.ops.cpu.load import default_threads
-from quire.runtime.memory import MemoryPlan, device_memory, plan_memory
+from quire.runtime.devices import DeviceFacts, device_of
+from quire.runtime.memory import MemoryPlan, plan_memory
 from quire.runtime.runner import ModelRunner
 from quire.weights.checkpoint import Checkpoint, open_checkpoint
 from quire.weights.sources import locate
 
-CPU_PAGE_SIZE = 16
-_KV_DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+if TYPE_CHECKING:
+    from quire.runtime.device_runner import DeviceRunner
 
 
 class Ledger:
@@ -46,45 +49,58 @@ class Blueprint:
 
     spec: DecoderSpec
     loader: Loader | FallbackLoader
+    device: DeviceFacts
     memory: MemoryPlan
-    kv_dtype: torch.dtype
     threads: int
     ops: Ops
 
 
-def make_blueprint(config: EngineConfig) -> Blueprint:
-    """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read."""
+def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
+    """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read. ``ops``: if not the device's."""
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
     checkpoint = open_checkpoint(locate(config))
-    ops = backend("cpu", threads=threads)
+    device = device_of(config)
+    ops = ops or _ops(device, threads)
     loader = _loader(checkpoint, ops)
-    spec = loader.spec
-    weight_bytes = loader.check()
-    kv_dtype = _KV_DTYPES[config.kv_cache_dtype]
-    memory = plan_memory(
-        spec, config, weight_bytes, config.page_size or CPU_PAGE_SIZE, kv_dtype.itemsize, device_memory()
-    )
-    return Blueprint(spec, loader, memory, kv_dtype, threads, ops)
+    kv_dtype = device.kv_dtype(config)
+    memory = plan_memory(loader.spec, config, loader.check(), device, kv_dtype.itemsize)
+    return Blueprint(loader.spec, loader, device, memory, threads, ops)
 
 
-def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda phase: None) -> ModelRunner:
+def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda phase: None) -> LoadedRunner:
     """A runner that is ready for its first step."""
     ledger = Ledger(progress)
     with ledger.phase("reading headers"):
         b = make_blueprint(config)
     with ledger.phase("loading weights"):
         decoder = b.loader.decoder(b.threads, b.memory.max_model_len)
+    facts = (b.memory, b.device.slots(config), b.device.step_tokens(config), b.device.kv_dtype(config))
+    runner: ModelRunner | DeviceRunner
     with ledger.phase("making pages"):
-        runner = ModelRunner(decoder, b.ops, b.memory, config.max_num_seqs, b.kv_dtype)
+        if b.device.kind == "cpu":
+            runner = ModelRunner(decoder, b.ops, *facts)
+        else:
+            from quire.runtime.device_runner import DeviceRunner
+
+            runner = DeviceRunner(decoder, b.ops, *facts)
+    if not isinstance(runner, ModelRunner):
+        with ledger.phase("compiling and capturing"):
+            runner.capture()
     runner.phases = ledger.phases
     runner.model_bytes = decoder.nbytes
     return runner
 
 
-def _loader(checkpoint: Checkpoint, ops: Ops) -> Loader | FallbackLoader:
+def _ops(device: DeviceFacts, threads: int) -> Ops:
+    if device.kind == "cpu":
+        return backend("cpu", threads=threads)
+    return backend("triton", dtype=device.dtype)
+
+
+def _loader(checkpoint: Checkpoint, ops: Ops, quantization: str | None) -> Loader | FallbackLoader:
     """The loader of the architecture's family, or the one that goes through Transformers."""
     if checkpoint.config.get("model_type") not in FAMILIES and checkpoint.path.is_dir():
         return FallbackLoader(checkpoint.path, checkpoint.config, ops)
     family = family_of(checkpoint.config)
-    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops)
+    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops, quantization)

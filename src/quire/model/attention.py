@@ -1,0 +1,39 @@
+"""Attention over keys and values of heads of their own, or shared by groups of query heads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.model.linear import Linear
+from quire.model.spec import AttentionSpec
+from quire.ops.backend import AttentionStep, Ops, Pages
+
+
+@dataclass(frozen=True)
+class Attention:
+    spec: AttentionSpec
+    qkv: Linear
+    out: Linear
+    q_norm: torch.Tensor | None = None
+    k_norm: torch.Tensor | None = None
+    sinks: torch.Tensor | None = None  # [heads]
+
+    def __call__(
+        self, ops: Ops, x: torch.Tensor, cos_sin: torch.Tensor | None, pages: Pages, step: AttentionStep
+    ) -> torch.Tensor:
+        """``x [T, hidden]`` -> ``[T, hidden]``; writes keys and values to ``pages``."""
+        a = self.spec
+        shape = (a.heads, a.kv_heads, a.head_dim)
+        eps = a.qk_norm.eps if a.qk_norm else 0.0
+        interleaved = a.rope is not None and a.rope.interleaved
+        q = ops.qk_norm_rope_store(
+            self.qkv(ops, x), *shape, self.q_norm, self.k_norm, eps, cos_sin, interleaved, pages, step
+        )
+        y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap, self.sinks)
+        return self.out(ops, y)
+
+    @property
+    def nbytes(self) -> int:
+        return self.qkv.nbytes + self.out.nbytes

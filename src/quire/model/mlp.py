@@ -1,0 +1,26 @@
+"""The feed-forward part of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.model.linear import Linear
+from quire.model.spec import MlpSpec
+from quire.ops.backend import Ops
+
+
+@dataclass(frozen=True)
+class Mlp:
+    spec: MlpSpec
+    gate_up: Linear
+    down: Linear
+
+    def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
+        """``x [T, hidden]`` -> ``[T, hidden]``."""
+        return self.down(ops, ops.gate_up_act(self.gate_up(ops, x), self.spec.activation))
+
+    @property
+    def nbytes(self) -> int:
+        return self.gate_up.nbytes + self.down.nbytes
