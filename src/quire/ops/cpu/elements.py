@@ -12,9 +12,8 @@ from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Ch
 # csrc/weights.h: Type, Code, Second, Inputs::Rounding
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}
 _E8M0 = 5
-_INT8, _TABLE4, _FLOAT8 = 4, 5, 6
-_UNSIGNED = {4: 1, 5: 2, 6: 3}
-_STEPS = {_UNSIGNED[5]: 32, _UNSIGNED[6]: 16}  # inputs the kernels take at a time: groups are multiples of it
+_INT8, _TABLE4, _FLOAT8 = 8, 14, 18
+_STEPS = {2: 16, 3: 32, 4: 8, 5: 32, 6: 16}  # inputs that integers of so many bits take at a time: groups are multiples
 _STEP = 8
 _MAX_GROUP = 256
 _NONE, _MINIMUM, _ZERO = 0, 1, 2
@@ -131,11 +130,9 @@ def _fp8(layout: Fp8) -> Elements | Rounding:
 
 def _code_and_group(bits: int, group: int) -> tuple[int, int]:
     """The narrowest code that takes integers of ``bits`` bits in parts of such groups."""
-    if bits < 8:
-        for wide in range(max(bits, 4), 7):
-            code = _UNSIGNED[wide]
-            if kernel_group := _kernel_group(group, _STEPS.get(code, _STEP)):
-                return code, kernel_group
+    for code, step in _STEPS.items():
+        if bits <= code and (kernel_group := _kernel_group(group, step)):
+            return code, kernel_group
     return _INT8, _kernel_group(group, _STEP)
 
 

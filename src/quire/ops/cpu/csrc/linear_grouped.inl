@@ -31,48 +31,25 @@ QUIRE_INLINE Affine affine(const Weight& w, const uint8_t* block, const uint8_t*
 }
 
 constexpr bool has_bytes(Code code) { return bits_of(code) == 8; }
-constexpr bool is_integer(Code code) { return code == Code::int4 || code == Code::int5 || code == Code::int6; }
-constexpr int high_bits(Code code) { return has_bytes(code) ? 0 : bits_of(code) - 4; }
 
 // Where elements that are codes look up what they stand for.
 struct Table {
   F8 low, high;
 };
 
-// 8 inputs x 8 outputs of elements of less than 8 bits.
-struct Octet {
-  I8 low, high;
-};
-
-template <Code C, int I>
-QUIRE_INLINE F8 element(const Octet& x, const Table& table) {
-  if constexpr (C == Code::table4) {
-    return lookup<I>(x.low, table.low, table.high);
-  } else if constexpr (high_bits(C) > 0) {
-    return wide_nibble<I, high_bits(C)>(x.low, x.high);
-  } else {
-    return nibble<I>(x.low);
-  }
+// What element ``k`` of a run of ``kInputs`` must be multiplied by after it was read (``field``).
+template <Code C>
+constexpr float field_scale(int k) {
+  using F = Fields<bits_of(C)>;
+  if (C == Code::table4) return 1.0f;
+  const int at = bits_of(C) * (k < F::kWhole ? k % F::kPerWord : k - F::kWhole);
+  return at + bits_of(C) == 32 ? 1.0f : 1.0f / static_cast<float>(int64_t{1} << at);
 }
 
-// Reads the ``v``-th octet of a block; ``data`` stands behind the one before.
-template <Code C>
-QUIRE_INLINE void read_octet(Octet& x, const uint8_t* data, int v) {
-  if constexpr (high_bits(C) > 0) {
-    if (v % (4 / high_bits(C)) == 0) {
-      x.high = load_ints(data);
-      data += 32;
-    } else {
-      x.high = shift_right<high_bits(C)>(x.high);
-    }
-  }
-  x.low = load_ints(data);
-}
-
-template <Code C>
-QUIRE_INLINE int64_t octet_bytes(int v) {
-  if constexpr (high_bits(C) == 0) return 32;
-  return v % (4 / high_bits(C)) == 0 ? 64 : 32;
+template <Code C, int At>
+QUIRE_INLINE F8 element(I8 word, const Table& table) {
+  if constexpr (C == Code::table4) return lookup<At>(word, table.low, table.high);
+  return field<bits_of(C), At>(word);
 }
 
 template <Code C>
@@ -81,25 +58,37 @@ QUIRE_INLINE F8 load_element(const uint8_t* p) {
   return load(reinterpret_cast<const int8_t*>(p));
 }
 
-// What nibble i of a word must be multiplied by after ``nibble<i>``.
-alignas(32) constexpr float kNibbleScale[8] = {1.0f,       0x1p-4f,  0x1p-8f,  0x1p-12f,
-                                               0x1p-16f,   0x1p-20f, 0x1p-24f, 1.0f};
+// acc[.][p] += inputs ``a`` [Rows] x the elements of each panel; K chooses the sum.
+template <int K, int Rows, int Panels, int Sums>
+QUIRE_INLINE void multiply_input(const F8 (&w)[Panels], const float* a, F8 (&acc)[Rows][Panels][Sums]) {
+  QUIRE_UNROLL
+  for (int m = 0; m < Rows; ++m) {
+    const F8 v = set1(a[m]);
+    QUIRE_UNROLL
+    for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][K % Sums], w[p], v);
+  }
+}
 
-// acc[.][p] += an octet's inputs of Rows rows x its elements in each panel.
-template <Code C, int I, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_octet(const Octet (&x)[Panels], const Table& table, const float* a,
-                                 F8 (&acc)[Rows][Panels][Sums]) {
-  if constexpr (I < 8) {
+// Inputs K and on of a run of words; ``rest`` collects what lies in their highest bits.
+template <Code C, int K, int Rows, int Panels, int Sums>
+QUIRE_INLINE void multiply_fields(const uint8_t* data, int64_t panel_bytes, const Table& table, const float* a,
+                                  I8 (&word)[Panels], I8 (&rest)[Panels], F8 (&acc)[Rows][Panels][Sums]) {
+  using F = Fields<bits_of(C)>;
+  if constexpr (K < F::kInputs) {
+    if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
+      constexpr int kWord = K / F::kPerWord;
+      QUIRE_UNROLL
+      for (int p = 0; p < Panels; ++p) {
+        word[p] = load_ints(data + p * panel_bytes + kWord * 32);
+        if constexpr (F::kSpare > 0) rest[p] = add_highest<F::kSpare, F::kSpare * kWord>(rest[p], word[p]);
+      }
+    }
+    constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
     F8 w[Panels];
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) w[p] = element<C, I>(x[p], table);
-    QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) {
-      const F8 v = set1(a[I * Rows + m]);
-      QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][I % Sums], w[p], v);
-    }
-    multiply_octet<C, I + 1, Rows, Panels, Sums>(x, table, a, acc);
+    for (int p = 0; p < Panels; ++p) w[p] = element<C, kAt>(K < F::kWhole ? word[p] : rest[p], table);
+    multiply_input<K>(w, a + K * Rows, acc);
+    multiply_fields<C, K + 1>(data, panel_bytes, table, a, word, rest, acc);
   }
 }
 
@@ -129,11 +118,10 @@ QUIRE_INLINE void multiply_group(const uint8_t* data, int64_t panel_bytes, int g
       multiply_bytes<C, Rows, Panels, Sums>(data, panel_bytes, a, acc);
     }
   } else {
-    Octet x[Panels] = {};
-    for (int v = 0; v < group / 8; data += octet_bytes<C>(v), ++v, a += 8 * Rows) {
-      QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) read_octet<C>(x[p], data + p * panel_bytes, v);
-      multiply_octet<C, 0, Rows, Panels, Sums>(x, table, a, acc);
+    using F = Fields<bits_of(C)>;
+    for (int k = 0; k < group; k += F::kInputs, data += F::kWords * 32, a += F::kInputs * Rows) {
+      I8 word[Panels] = {}, rest[Panels] = {};
+      multiply_fields<C, 0>(data, panel_bytes, table, a, word, rest, acc);
     }
   }
 }
@@ -144,7 +132,7 @@ constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for 
 
 // Inputs of a tile of rows as ``grouped_direct`` wants them.
 struct DirectInputs {
-  const float* values;  // [K][rows], for integers of less than 8 bits times kNibbleScale
+  const float* values;  // [K][rows], for elements of less than 8 bits times ``field_scale``
   const float* sums;    // [groups][rows], for weights with an offset
 };
 
@@ -232,12 +220,16 @@ void grouped_direct_rows(int rows, const Weight& w, int64_t begin, int64_t end, 
 }
 
 // Fills the inputs of a tile of ``rows`` rows from ``x`` on.
+template <Code C>
 void direct_inputs(const Weight& w, const float* x, int64_t rows, float* values, float* sums) {
+  constexpr int kRun = has_bytes(C) ? 8 : Fields<bits_of(C)>::kInputs;
   for (int64_t m = 0; m < rows; ++m) {
     const float* row = x + m * w.k;
-    const bool scaled = is_integer(w.code);
-    for (int64_t k = 0; k < w.k; k += 8) {
-      for (int i = 0; i < 8; ++i) values[(k + i) * rows + m] = scaled ? row[k + i] * kNibbleScale[i] : row[k + i];
+    for (int64_t k = 0; k < w.k; k += kRun) {
+      QUIRE_UNROLL
+      for (int i = 0; i < kRun; ++i) {
+        values[(k + i) * rows + m] = has_bytes(C) ? row[k + i] : row[k + i] * field_scale<C>(i);
+      }
     }
     if (!w.has_offset()) continue;
     for (int64_t g = 0; g < w.groups(); ++g) {
@@ -257,7 +249,7 @@ void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, co
   float* sums = arena.take<float>(rows * groups);
   parallel(pool, tiles.count, [&](int64_t t, int) {
     const int64_t row = tiles.start(t);
-    direct_inputs(w, x + row * w.k, tiles.height(t), values + row * w.k, sums + row * groups);
+    direct_inputs<C>(w, x + row * w.k, tiles.height(t), values + row * w.k, sums + row * groups);
   });
   const int64_t panels = w.panels(), together = direct_panels(tiles.height(0));
   const int64_t a_task = ((kDirectTaskBytes + w.panel_bytes() - 1) / w.panel_bytes() + together - 1) / together * together;
@@ -271,11 +263,19 @@ void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, co
   });
 }
 
-template <Code C, int I>
-QUIRE_INLINE void unpack_octet(const Octet& x, const Table& table, const F8 (&scales)[8], F8 minimum, float* out) {
-  if constexpr (I < 8) {
-    store(out + I * 16, fma(element<C, I>(x, table), scales[I], minimum));
-    unpack_octet<C, I + 1>(x, table, scales, minimum, out);
+template <Code C, int K>
+QUIRE_INLINE void unpack_fields(const uint8_t* data, const Table& table, const Affine& to, I8 word, I8 rest, float* out) {
+  using F = Fields<bits_of(C)>;
+  if constexpr (K < F::kInputs) {
+    if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
+      constexpr int kWord = K / F::kPerWord;
+      word = load_ints(data + kWord * 32);
+      if constexpr (F::kSpare > 0) rest = add_highest<F::kSpare, F::kSpare * kWord>(rest, word);
+    }
+    constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
+    const F8 scale = mul(to.scale, set1(field_scale<C>(K)));
+    store(out + K * 16, fma(element<C, kAt>(K < F::kWhole ? word : rest, table), scale, to.minimum));
+    unpack_fields<C, K + 1>(data, table, to, word, rest, out);
   }
 }
 
@@ -291,13 +291,9 @@ void unpack_panel(const Weight& w, int64_t panel, int64_t k, int64_t count, floa
     if constexpr (has_bytes(C)) {
       for (int i = 0; i < w.group; ++i, data += 8, out += 16) store(out, fma(load_element<C>(data), to.scale, to.minimum));
     } else {
-      F8 scales[8];
-      QUIRE_UNROLL
-      for (int i = 0; i < 8; ++i) scales[i] = is_integer(C) ? mul(to.scale, set1(kNibbleScale[i])) : to.scale;
-      Octet x = {};
-      for (int v = 0; v < w.group / 8; data += octet_bytes<C>(v), ++v, out += 128) {
-        read_octet<C>(x, data, v);
-        unpack_octet<C, 0>(x, table, scales, to.minimum, out);
+      using F = Fields<bits_of(C)>;
+      for (int i = 0; i < w.group; i += F::kInputs, data += F::kWords * 32, out += F::kInputs * 16) {
+        unpack_fields<C, 0>(data, table, to, I8{}, I8{}, out);
       }
     }
   }
@@ -335,6 +331,8 @@ constexpr GroupedKernels kCodeKernels{linear_code<C>, embed_code<C>};
 
 const GroupedKernels& grouped_kernels(Code code) {
   switch (code) {
+    case Code::int2: return kCodeKernels<Code::int2>;
+    case Code::int3: return kCodeKernels<Code::int3>;
     case Code::int5: return kCodeKernels<Code::int5>;
     case Code::int6: return kCodeKernels<Code::int6>;
     case Code::int8: return kCodeKernels<Code::int8>;

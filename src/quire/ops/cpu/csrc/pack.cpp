@@ -35,7 +35,7 @@ uint32_t nibbles(uint64_t x) {
 
 void pack_nibbles(const uint8_t* q, int group, int lane, uint8_t* out) {
   for (int k = 0; k < group; k += 8, out += 32) {
-    const uint32_t word = nibbles(load_8_bytes(q + k) & 0x0F0F0F0F0F0F0F0Full);
+    const uint32_t word = nibbles(load_8_bytes(q + k));
     std::memcpy(out + 4 * lane, &word, 4);
   }
 }
@@ -44,23 +44,29 @@ void pack_bytes(const uint8_t* q, int group, int lane, uint8_t* out) {
   for (int k = 0; k < group; ++k) out[8 * k + lane] = q[k];
 }
 
-// The bits above the nibble, where ``Weight`` says.
-void pack_high_bits(const uint8_t* q, int bits, int inputs, int lane, uint8_t* out) {
-  uint32_t word = 0;
-  for (int k = 0; k < inputs; ++k) {
-    word |= static_cast<uint32_t>(q[k] >> 4) << ((4 * (k % 8) + 4) % 32 + k / 8 * (bits - 4));
+template <int Bits>
+void pack_fields(const uint8_t* q, int group, int lane, uint8_t* out) {
+  using F = Fields<Bits>;
+  constexpr uint32_t kSpareMask = (1u << F::kSpare) - 1;
+  for (const uint8_t* end = q + group; q < end; q += F::kInputs) {
+    uint64_t rest = 0;
+    for (int i = F::kWhole; i < F::kInputs; ++i) rest |= static_cast<uint64_t>(q[i]) << (i - F::kWhole) * Bits;
+    for (int w = 0; w < F::kWords; ++w, out += 32) {
+      uint32_t word = F::kSpare ? static_cast<uint32_t>(rest >> w * F::kSpare & kSpareMask) << (32 - F::kSpare) % 32 : 0;
+      for (int i = 0; i < F::kPerWord; ++i) word |= static_cast<uint32_t>(q[w * F::kPerWord + i]) << i * Bits;
+      std::memcpy(out + 4 * lane, &word, 4);
+    }
   }
-  std::memcpy(out + 4 * lane, &word, 4);
 }
 
 void pack_elements(const Weight& w, const uint8_t* q, int lane, uint8_t* out) {
-  const int bits = bits_of(w.code);
-  if (bits == 8) return pack_bytes(q, w.group, lane, out);
-  if (bits == 4) return pack_nibbles(q, w.group, lane, out);
-  const int inputs = 32 / (bits - 4);
-  for (int k = 0; k < w.group; k += inputs, out += 32 + 4 * inputs) {
-    pack_high_bits(q + k, bits, inputs, lane, out);
-    pack_nibbles(q + k, inputs, lane, out + 32);
+  switch (bits_of(w.code)) {
+    case 2: return pack_fields<2>(q, w.group, lane, out);
+    case 3: return pack_fields<3>(q, w.group, lane, out);
+    case 4: return pack_nibbles(q, w.group, lane, out);
+    case 5: return pack_fields<5>(q, w.group, lane, out);
+    case 6: return pack_fields<6>(q, w.group, lane, out);
+    default: return pack_bytes(q, w.group, lane, out);
   }
 }
 

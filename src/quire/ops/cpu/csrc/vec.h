@@ -51,33 +51,26 @@ QUIRE_INLINE F8 times_power_of_2(F8 x, F8 n) {
 }
 
 QUIRE_INLINE I8 load_ints(const void* p) { return _mm256_loadu_si256(static_cast<const __m256i*>(p)); }
-// Lane by lane, the number that nibble ``I`` of an unsigned word stands for where it is: 16^I times the nibble, but for
-// the highest, which comes as it is. One instruction and a conversion; the factor is made good elsewhere.
-template <int I>
-QUIRE_INLINE F8 nibble(I8 x) {
-  return _mm256_cvtepi32_ps(I == 7 ? _mm256_srli_epi32(x, 28) : _mm256_and_si256(x, _mm256_set1_epi32(15 << (4 * (I % 7)))));
+// Lane by lane, bits ``At`` to ``At + Bits`` of a word as a number, where they are: 2^At times their own, unless they are
+// the highest, which come as they are. One instruction and a conversion; the factor is made good elsewhere.
+template <int Bits, int At>
+QUIRE_INLINE F8 field(I8 x) {
+  constexpr bool kHighest = Bits + At == 32;
+  return _mm256_cvtepi32_ps(kHighest ? _mm256_srli_epi32(x, At % 32)
+                                     : _mm256_and_si256(x, _mm256_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
 }
-// As ``nibble<I>``, with ``Bits`` more from ``high``, which has them at bit (4 I + 4) % 32.
-template <int I, int Bits>
-QUIRE_INLINE F8 wide_nibble(I8 x, I8 high) {
-  constexpr int kAbove = (1 << Bits) - 1;
-  const I8 above = _mm256_and_si256(high, _mm256_set1_epi32(kAbove << (4 * I + 4) % 32));
-  if constexpr (I == 7) {
-    return _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_srli_epi32(x, 28), _mm256_slli_epi32(above, 4)));
-  } else {
-    return _mm256_cvtepi32_ps(_mm256_or_si256(_mm256_and_si256(x, _mm256_set1_epi32(15 << (4 * I))), above));
-  }
+// rest + the highest ``Bits`` bits of a word, moved to bit ``At``.
+template <int Bits, int At>
+QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
+  const I8 moved = _mm256_srli_epi32(x, 32 - Bits - At);
+  return At == 0 ? moved : _mm256_or_si256(rest, _mm256_and_si256(moved, _mm256_set1_epi32(((1 << Bits) - 1) << At)));
 }
-// Lane by lane, the entry of a table (low: entries 0 to 7, high: the others) that nibble ``I`` points to.
-template <int I>
+// Lane by lane, the entry of a table (low: entries 0 to 7, high: the others) that the 4 bits from ``At`` on point to.
+template <int At>
 QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {
-  const I8 index = _mm256_srli_epi32(x, 4 * I);  // permutations look at its lowest 3 bits
-  const F8 upper = _mm256_castsi256_ps(_mm256_slli_epi32(x, 28 - 4 * I));
+  const I8 index = _mm256_srli_epi32(x, At);  // permutations look at its lowest 3 bits
+  const F8 upper = _mm256_castsi256_ps(_mm256_slli_epi32(x, 28 - At));
   return _mm256_blendv_ps(_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index), upper);
-}
-template <int N>
-QUIRE_INLINE I8 shift_right(I8 x) {
-  return _mm256_srli_epi32(x, N);
 }
 QUIRE_INLINE F8 load(const int8_t* p) {
   return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(p))));
@@ -186,28 +179,25 @@ QUIRE_INLINE I8 load_ints(const void* p) {
   memcpy(&x, p, 32);
   return x;
 }
-template <int I>
-QUIRE_INLINE F8 nibble(I8 x) {
-  return __builtin_convertvector(I == 7 ? x >> 28 & 15 : x & 15 << (4 * (I % 7)), F8);
+template <int Bits, int At>
+QUIRE_INLINE F8 field(I8 x) {
+  constexpr int kMask = (1 << Bits) - 1;
+  constexpr bool kHighest = Bits + At == 32;
+  return __builtin_convertvector(kHighest ? x >> At & kMask : x & kMask << (kHighest ? 0 : At), F8);
 }
-template <int I, int Bits>
-QUIRE_INLINE F8 wide_nibble(I8 x, I8 high) {
-  constexpr int kAbove = (1 << Bits) - 1;
-  const I8 above = high & kAbove << (4 * I + 4) % 32;
-  return __builtin_convertvector(I == 7 ? (x >> 28 & 15) | above << 4 : (x & 15 << (4 * (I % 7))) | above, F8);
+template <int Bits, int At>
+QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
+  const I8 moved = x >> (32 - Bits - At) & ((1 << Bits) - 1) << At;
+  return At == 0 ? moved : rest | moved;
 }
-template <int I>
+template <int At>
 QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {
   F8 out;
   for (int i = 0; i < 8; ++i) {
-    const int index = x[i] >> 4 * I & 15;
+    const int index = x[i] >> At & 15;
     out[i] = index < 8 ? low[index] : high[index - 8];
   }
   return out;
-}
-template <int N>
-QUIRE_INLINE I8 shift_right(I8 x) {
-  return x >> N;
 }
 template <typename T>
 QUIRE_INLINE F8 load_bytes(const T* p) {

@@ -10,13 +10,22 @@ enum class Type : int { f32 = 0, f16 = 1, bf16 = 2, i8 = 3, u8 = 4, e8m0 = 5 }; 
 
 inline int64_t bytes_of(Type type) { return type == Type::f32 ? 4 : type == Type::f16 || type == Type::bf16 ? 2 : 1; }
 
-// What an element of a weight is: a float, an unsigned integer of 4, 5 or 6 bits, a signed one of 8, one of 4 bits that
-// points into a table, or an e4m3 float (here 2^-8 of its value: scales make up for it).
-enum class Code : int { dense, int4, int5, int6, int8, table4, float8 };
+// What an element of a weight is: a float, an unsigned integer of 2 to 6 bits, a signed one of 8, one of 4 bits that points
+// into a table, or an e4m3 float (here 2^-8 of its value: scales make up for it).
+enum class Code : int { dense = 0, int2 = 2, int3 = 3, int4 = 4, int5 = 5, int6 = 6, int8 = 8, table4 = 14, float8 = 18 };
 
-constexpr int bits_of(Code code) {
-  return code == Code::int5 ? 5 : code == Code::int6 ? 6 : code == Code::int8 || code == Code::float8 ? 8 : 4;
-}
+constexpr int bits_of(Code code) { return static_cast<int>(code) % 10; }
+
+// Elements of less than 8 bits fill 32-bit words: ``kInputs`` of them ``kWords`` words, lowest bits first, as many in each
+// word as fit as a whole; the last of them (where bits are no power of 2) lie in the words' two highest bits.
+template <int Bits>
+struct Fields {
+  static constexpr int kInputs = Bits == 4 ? 8 : Bits % 2 ? 32 : 16;
+  static constexpr int kWords = kInputs * Bits / 32;
+  static constexpr int kPerWord = 32 / Bits;
+  static constexpr int kSpare = 32 - kPerWord * Bits;
+  static constexpr int kWhole = kPerWord * kWords;  // inputs that lie in one word
+};
 
 enum class Second : int { none, minimum, zero };
 
@@ -37,11 +46,9 @@ constexpr int kMaxGroup = 256;
 // Dense: panels of 16 outputs, [ceil(N / 16)][K][16], in the weight's own type; outputs beyond N are 0.
 //
 // Grouped: ``w = scale * (element - zero) + minimum``, scale and so on for each ``group`` of inputs. Panels of 8 outputs,
-// [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums or zeros (if any), then the elements. In 4 bits: [group / 8]
-// [8 outputs] words of 32 bits whose nibble i is input i of the 8. In 5 and 6 bits so too, but before each 32 (16) inputs
-// 8 words of their higher bits: those of input i of the h-th 8 at bit (4 i + 4) % 32 + h * (bits - 4), next to where its
-// nibble is masked. In 8 bits: [group][8 outputs] bytes. With super-blocks, before every ``super`` blocks 8 float16 which
-// their scales, and 8 which their minimums, are multiplied by.
+// [ceil(N / 8)][K / group] blocks of: 8 scales, 8 minimums or zeros (if any), then the elements: of 8 bits [group][8 outputs],
+// of less [group / kInputs][kWords][8 outputs] words (``Fields``). With super-blocks, before every ``super`` blocks 8 float16
+// which their scales, and 8 which their minimums, are multiplied by.
 struct Weight {
   const uint8_t* data;
   int64_t n;
