@@ -22,7 +22,7 @@ class Harness:
     """``sequences`` slots over one set of pages; each call of ``step`` computes the next tokens of some of them."""
 
     def __init__(self, model: Path, sequences: list[list[int]]) -> None:
-        b = make_blueprint(EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4))
+        b = make_blueprint(EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4, threads=1))
         self.decoder = b.loader.decoder(1, 128)
         windows = kv_windows(b.spec)
         groups = [KVGroup(w, PAGES) for w in windows]

@@ -43,6 +43,14 @@ class ConfigReader:
             raise CheckpointError(f"The model's config has no usable {key}: a positive number is needed.")
         return float(value)
 
+    def experts(self, *keys: str) -> tuple[int, int]:
+        """How many experts there are, by the first of ``keys`` that is there, and how many a token goes through."""
+        key = next((key for key in keys if key in self.config), keys[0])
+        experts, top_k = self.count(key), self.count("num_experts_per_tok")
+        if top_k > experts:
+            raise CheckpointError(f"The model's config wants {top_k} experts a token, but has {experts} ({key}).")
+        return experts, top_k
+
     def head_dim(self) -> int:
         heads = self.count("num_attention_heads")
         return self.count("head_dim", self.count("hidden_size") // heads)
@@ -56,6 +64,8 @@ class ConfigReader:
     def rope(self, head_dim: int) -> RopeSpec:
         scaling = dict(self.config.get("rope_scaling") or {})
         kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        if kind == "yarn":
+            scaling.setdefault("original_max_position_embeddings", self.count("max_position_embeddings"))
         factor = float(scaling.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
         numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in scaling.items() if v is not None}
         rope = RopeSpec(

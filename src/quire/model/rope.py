@@ -18,9 +18,11 @@ def cos_sin_table(rope: RopeSpec, positions: int) -> torch.Tensor:
     """float32 ``[positions, rotary_dim]``: cosines of the ``rotary_dim / 2`` frequencies, then their sines."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.int64).float() / rope.rotary_dim
     scaling = dict(rope.scaling)
-    frequencies = _SCALINGS[str(scaling.get("rope_type", "default"))](1.0 / rope.base**exponents, scaling)
+    kind = str(scaling.get("rope_type", "default"))
+    frequencies = _SCALINGS[kind](1.0 / rope.base**exponents, scaling | {"base": rope.base})
     angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
-    return torch.cat([angles.cos(), angles.sin()], dim=1)
+    factor = _yarn_factor(scaling) if kind == "yarn" else 1.0
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * factor
 
 
 def check_scaling(rope: RopeSpec) -> None:
@@ -30,7 +32,7 @@ def check_scaling(rope: RopeSpec) -> None:
     if kind not in _SCALINGS:
         raise CheckpointError(f"The rope scaling {kind[:40]!r} is not supported; supported are {', '.join(_SCALINGS)}.")
     try:
-        _SCALINGS[kind](torch.ones(rope.rotary_dim // 2), scaling)
+        cos_sin_table(rope, 1)
     except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"The rope scaling {kind!r} of the model's config lacks or spoils a number.") from error
 
@@ -52,6 +54,36 @@ def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     return frequencies / factor * (1 - blend) + frequencies * blend
 
 
+def _yarn(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """YaRN (arXiv:2309.00071): slow frequencies are stretched, fast ones kept, those between blended."""
+    base, original = float(scaling["base"]), float(scaling["original_max_position_embeddings"])
+
+    def index(turns: float) -> float:
+        """Of the frequency that turns so often over the original length."""
+        return len(frequencies) * math.log(original / (turns * 2 * math.pi)) / math.log(base)
+
+    low, high = index(float(scaling.get("beta_fast", 32))), index(float(scaling.get("beta_slow", 1)))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, 2 * len(frequencies) - 1)
+    span = high - low if high > low else 0.001
+    stretched = ((torch.arange(len(frequencies), dtype=torch.float32) - low) / span).clamp(0, 1)
+    return frequencies / float(scaling["factor"]) * stretched + frequencies * (1 - stretched)
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """What YaRN multiplies scores by, its square root rather, for a context ``factor`` times as long."""
+    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
+
+
+def _yarn_factor(scaling: Scaling) -> float:
+    """What the cosines and sines are multiplied by."""
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    factor, own, all_dims = (float(scaling.get(key) or 0) for key in ("factor", "mscale", "mscale_all_dim"))
+    return yarn_mscale(factor, own) / yarn_mscale(factor, all_dims) if own and all_dims else yarn_mscale(factor)
+
+
 def _factors(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """A divisor for each frequency, as GGUF files carry them."""
     return frequencies / torch.tensor(scaling["factors"], dtype=torch.float32)
@@ -61,5 +93,6 @@ _SCALINGS: dict[str, Callable[[torch.Tensor, Scaling], torch.Tensor]] = {
     "default": _default,
     "linear": _linear,
     "llama3": _llama3,
+    "yarn": _yarn,
     "factors": _factors,
 }

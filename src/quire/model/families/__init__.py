@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
-from quire.model.families import gemma3, llama, qwen2
+from quire.model.families import deepseek, gemma3, gpt_oss, llama, mixtral, qwen2, qwen_moe
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.weights.errors import CheckpointError
@@ -20,7 +20,8 @@ class Family(Protocol):
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec: ...
 
 
-FAMILIES: dict[str, Any] = {name: module for module in (llama, qwen2, gemma3) for name in module.MODEL_TYPES}
+_MODULES = (llama, qwen2, gemma3, mixtral, qwen_moe, gpt_oss, deepseek)
+FAMILIES: dict[str, Any] = {name: module for module in _MODULES for name in module.MODEL_TYPES}
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

@@ -19,17 +19,27 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def spec_from(c: ConfigReader, qkv_bias: bool, out_bias: bool | None = None) -> DecoderSpec:
     """The plain pre-norm gated decoder, for families that differ from Llama in a flag or two."""
-    norm = NormSpec(eps=c.number("rms_norm_eps", 1e-6))
+    mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
+    layer = LayerSpec(attention(c, qkv_bias, out_bias), mlp, norm(c))
+    return c.decoder("llama", (layer,) * c.count("num_hidden_layers"), layer.norm)
+
+
+def norm(c: ConfigReader) -> NormSpec:
+    return NormSpec(eps=c.number("rms_norm_eps", 1e-6))
+
+
+def attention(
+    c: ConfigReader, qkv_bias: bool, out_bias: bool | None = None, qk_norm: NormSpec | None = None
+) -> AttentionSpec:
     head_dim = c.head_dim()
-    attention = AttentionSpec(
+    return AttentionSpec(
         heads=c.count("num_attention_heads"),
         kv_heads=c.count("num_key_value_heads", c.count("num_attention_heads")),
         head_dim=head_dim,
         scale=head_dim**-0.5,
         rope=c.rope(head_dim),
         window=c.window(),
+        qk_norm=qk_norm,
         qkv_bias=qkv_bias,
         out_bias=qkv_bias if out_bias is None else out_bias,
     )
-    mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
-    return c.decoder("llama", (LayerSpec(attention, mlp, norm),) * c.count("num_hidden_layers"), norm)

@@ -1,0 +1,85 @@
+"""DeepSeek-V2, V3 and R1: multi-head latent attention, groups of experts, dense layers first."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quire.model.config_reader import ConfigReader
+from quire.model.families import llama
+from quire.model.rope import yarn_mscale
+from quire.model.spec import AttentionSpec, DecoderSpec, LatentSpec, LayerSpec, MlpSpec, MoeSpec, RopeSpec
+from quire.model.weight_map import WeightMap
+from quire.ops.backend import Routing
+from quire.weights.errors import CheckpointError
+
+MODEL_TYPES: tuple[str, ...] = ("deepseek_v2", "deepseek_v3")
+WEIGHTS = WeightMap()
+
+
+def spec(config: Mapping[str, Any]) -> DecoderSpec:
+    c = ConfigReader(config)
+    attention, norm = _attention(c), llama.norm(c)
+    dense = MlpSpec(c.count("intermediate_size"), c.activation("silu"))
+    first = int(config.get("first_k_dense_replace") or 0)
+    moe = _moe(c)
+    layers = tuple(LayerSpec(attention, dense if i < first else moe, norm) for i in range(c.count("num_hidden_layers")))
+    return c.decoder(str(config["model_type"]), layers, norm)
+
+
+def _attention(c: ConfigReader) -> AttentionSpec:
+    latent = LatentSpec(
+        rank=c.count("kv_lora_rank"),
+        plain=c.count("qk_nope_head_dim"),
+        rotary=c.count("qk_rope_head_dim"),
+        value_dim=c.count("v_head_dim"),
+        q_rank=c.count("q_lora_rank") if c.config.get("q_lora_rank") is not None else None,
+    )
+    rope = c.rope(latent.rotary)
+    scaling = dict(rope.scaling)
+    mscale = yarn_mscale(_number(scaling, "factor"), _number(scaling, "mscale_all_dim"))
+    bias = bool(c.config.get("attention_bias", False))
+    return AttentionSpec(
+        heads=c.count("num_attention_heads"),
+        kv_heads=1,
+        head_dim=latent.rotary + latent.rank,
+        scale=(latent.plain + latent.rotary) ** -0.5 * mscale**2,
+        rope=RopeSpec(rope.base, latent.rotary, rope.scaling, bool(c.config.get("rope_interleave", True))),
+        qkv_bias=bias,
+        out_bias=bias,
+        latent=latent,
+    )
+
+
+def _number(scaling: Mapping[str, Any], key: str) -> float:
+    return float(scaling.get(key) or 0)
+
+
+def _moe(c: ConfigReader) -> MoeSpec:
+    experts, top_k = c.experts("n_routed_experts", "num_local_experts", "num_experts")
+    size, activation = c.count("moe_intermediate_size"), c.activation("silu")
+    v3 = c.config["model_type"] == "deepseek_v3"
+    grouped = v3 or c.config.get("topk_method") == "group_limited_greedy"
+    groups, top_groups = (c.count("n_group", 1), c.count("topk_group", 1)) if grouped else (1, 1)
+    if experts % groups or top_groups > groups or top_k > experts // groups * top_groups:
+        raise CheckpointError(
+            f"The model's config has {groups} groups (n_group), to which {experts} experts don't fit."
+        )
+    routing = Routing(
+        top_k,
+        scoring="sigmoid" if v3 else "softmax",
+        renormalize=v3 and bool(c.config.get("norm_topk_prob", True)),
+        scale=c.number("routed_scaling_factor", 1.0),
+        groups=groups,
+        top_groups=top_groups,
+        group_score=2 if v3 else 1,
+    )
+    shared = c.config.get("n_shared_experts")
+    return MoeSpec(
+        experts,
+        size,
+        activation,
+        routing,
+        correction=v3,
+        shared=MlpSpec(size * c.count("n_shared_experts"), activation) if shared else None,
+    )
