@@ -89,7 +89,7 @@ class Bench:
         x = torch.empty(2 << 30, dtype=torch.uint8, device=DEVICE).view(torch.float32).normal_()
         y = torch.empty_like(x)
         self.read = x.nbytes / graph_time([lambda: x.sum()]) / 1e3
-        self.copy = 2 * x.nbytes / graph_time([lambda: y.copy_(x)]) / 1e3
+        self.copy = 2 * x.nbytes / graph_time([lambda: torch.mul(x, 2, out=y)]) / 1e3
         a, b = (torch.randn(8192, 8192, dtype=DTYPE, device=DEVICE) for _ in range(2))
         self.rate = 2 * 8192**3 / graph_time([lambda: a @ b]) / 1e6
         print(f"read {self.read:.0f} GB/s, copy {self.copy:.0f} GB/s, bf16 product {self.rate:.0f} TFLOP/s", flush=True)
@@ -165,7 +165,7 @@ def check(ops: TritonOps) -> dict[str, float]:
             weight = torch.randn(n, k, dtype=DTYPE, device=DEVICE) * k**-0.5
             for rows in (1, 3, 16):
                 x = torch.randn(rows, k, dtype=DTYPE, device=DEVICE)
-                got = linear.skinny_linear(x, weight, None, ops._counters, ops._processors)
+                got = linear.skinny_linear(x, weight, None, ops._counters)
                 found[f"{m.name} {name} M={rows}"] = error(got, F.linear(x.float(), weight.float()))
         shape = (m.heads, m.kv_heads, m.head_dim, m.head_dim**-0.5)
         for case in ([(1000, 1)] * 3, [(5000, 1)], [(300, 300), (1500, 200)]):
@@ -212,7 +212,7 @@ def bench_linears(bench: Bench, ops: TritonOps) -> None:
                 calls = [partial(F.linear, x, w) for w in weights]
                 bench.time(f"{m.name} {name}", f"M={rows} cuBLAS", calls, floor)
                 if rows <= linear.MAX_ROWS:
-                    more = (None, ops._counters, ops._processors)
+                    more = (None, ops._counters)
                     calls = [partial(linear.skinny_linear, x, w, *more) for w in weights]
                     bench.time(f"{m.name} {name}", f"M={rows} own", calls, floor)
 

@@ -61,7 +61,11 @@ def make_step(sequences: list[tuple[int, int]], page_size: int) -> tuple[Attenti
 def make_pages(
     ops: Ops, step: AttentionStep, total: int, kv_heads: int, head_dim: int, dtype: torch.dtype
 ) -> tuple[Pages, Pages]:
-    """Reference pages and the backend's with the same numbers; what no sequence owns is NaN."""
+    """Reference pages and the backend's with the same numbers.
+
+    What no sequence owns is NaN, but finite in a page in use where FlashAttention-4 may read it.
+    """
+    rest = float("nan") if dtype is torch.float32 else 1000.0
     want = REFERENCE.new_pages(total, step.page_size, kv_heads, head_dim, torch.float32)
     got = ops.new_pages(total, step.page_size, kv_heads, head_dim, dtype)
     for mine, theirs in ((want.k, got.k), (want.v, got.v)):
@@ -70,7 +74,8 @@ def make_pages(
         for s, length in enumerate(step.context_len.tolist()):
             place = torch.arange(length)
             owned[step.block_table[s, place // step.page_size].long(), place % step.page_size] = True
-        values[~owned] = float("nan")
+        values[~owned] = rest
+        values[~owned.any(dim=1)] = float("nan")
         mine.copy_(values)
         theirs.copy_(values.to(dtype))
     return want, got

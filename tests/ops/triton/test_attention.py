@@ -169,7 +169,7 @@ def test_fp8_pages(ops: TritonOps, sequences: list[tuple[int, int]]) -> None:
     ops.qk_norm_rope_store(given(ops, qkv), 4, 2, 64, None, None, 1e-6, None, False, pages, there)
     REFERENCE.qk_norm_rope_store(qkv, 4, 2, 64, None, None, 1e-6, None, False, want_pages, step)
     for stored, scale, want in ((pages.k, pages.k_scale, want_pages.k), (pages.v, pages.v_scale, want_pages.v)):
-        values = (stored.float() * scale[..., None]).flatten(0, 1)[there.slots]
+        values = (stored.float() * scale.transpose(1, 2)[..., None]).flatten(0, 1)[there.slots]
         assert torch.equal(values.cpu(), want.flatten(0, 1)[step.slots])
     table = step.block_table
     step, _ = make_step(sequences, 128)
@@ -179,4 +179,4 @@ def test_fp8_pages(ops: TritonOps, sequences: list[tuple[int, int]]) -> None:
     want = REFERENCE.attention(q, want_pages, step, *shape)
     got = ops.attention(given(ops, q), pages, moved(step, ops.device), *shape)
     most = want.abs().max()
-    torch.testing.assert_close(got.float().cpu() / most, want / most, rtol=0, atol=TOLERANCE[ops.dtype])
+    torch.testing.assert_close(got.float().cpu() / most, want / most, rtol=0, atol=max(TOLERANCE[ops.dtype], 1e-3))

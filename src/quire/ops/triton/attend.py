@@ -46,15 +46,18 @@ def attend(
         pos = start + offset
         inside = pos < end
         if PAGE % BLOCK_N == 0:
-            rows = tl.load(table_ptr + start // PAGE).to(tl.int64) * PAGE + start % PAGE + offset
+            page = tl.load(table_ptr + start // PAGE).to(tl.int64)
+            place = start % PAGE + offset
         else:
-            rows = tl.load(table_ptr + pos // PAGE, mask=inside, other=0).to(tl.int64) * PAGE + pos % PAGE
-        rows = rows * KV_HEADS + kv_head
+            page = tl.load(table_ptr + pos // PAGE, mask=inside, other=0).to(tl.int64)
+            place = pos % PAGE
+        rows = (page * PAGE + place) * KV_HEADS + kv_head
+        scales = (page * KV_HEADS + kv_head) * PAGE + place
         loaded = (inside[:, None] & (at < D)[None, :]) if MASKED else (at < D)[None, :]
         k = tl.load(k_ptr + rows[:, None] * D + at[None, :], mask=loaded, other=0.0).to(q.dtype)
         scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
         if FP8:
-            scores *= tl.load(k_scale_ptr + rows, mask=inside, other=0.0)[None, :]
+            scores *= tl.load(k_scale_ptr + scales, mask=inside, other=0.0)[None, :]
         if SOFTCAP:
             scores = softcap * tanh(scores / softcap)
         distance = query_pos[:, None] - pos[None, :]
@@ -74,9 +77,26 @@ def attend(
         highest = higher
         v = tl.load(v_ptr + rows[:, None] * D + at[None, :], mask=loaded, other=0.0).to(q.dtype)
         if FP8:
-            p *= tl.load(v_scale_ptr + rows, mask=inside, other=0.0)[None, :]
-        acc = tl.dot(p.to(q.dtype), v, acc * keep[:, None], input_precision="ieee")
+            v_scales = tl.load(v_scale_ptr + scales, mask=inside, other=0.0)
+            greatest = tl.maximum(tl.max(v_scales, 0), 1e-30)  # so that weights stay in float16's range
+            p *= (v_scales / greatest)[None, :]
+            acc = acc * keep[:, None] + greatest * tl.dot(p.to(q.dtype), v, input_precision="ieee")
+        else:
+            acc = tl.dot(p.to(q.dtype), v, acc * keep[:, None], input_precision="ieee")
     return acc, total, highest
+
+
+@triton.jit
+def ready(q, scale, FP8: tl.constexpr):
+    """Queries as the products with keys want them, and the scale left to apply.
+
+    Hopper turns e4m3 into float16 in one instruction and into bfloat16 in many, so fp8 pages are read in float16;
+    queries that are scaled before are within its range.
+    """
+    if FP8:
+        return (q.to(tl.float32) * scale).to(tl.float16), 1.0
+    else:
+        return q, scale
 
 
 @triton.jit

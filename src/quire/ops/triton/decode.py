@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import AttentionStep
-from quire.ops.triton.attend import attend, finish
+from quire.ops.triton.attend import attend, finish, ready
 from quire.ops.triton.pages import TritonPages
 
 MAX_COUNTERS = 1 << 16
@@ -46,6 +46,7 @@ def _decode(
     PAGE: tl.constexpr,
     SPLITS: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -77,6 +78,7 @@ def _decode(
         mask=(row < group)[:, None] & (at < D)[None, :],
         other=0.0,
     )
+    q, scale = ready(q, scale, FP8)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     if ALIBI:
         slopes = tl.load(slope_ptr + head, mask=row < group, other=0.0).to(tl.float32)
@@ -126,7 +128,7 @@ def _decode(
                 tl.store(counter, 0)
                 _merge(
                     partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits,
-                    HEADS, group, D, SPLITS, BLOCK_G, BLOCK_D, SINKS,
+                    HEADS, group, D, SPLITS, PARTS, BLOCK_G, BLOCK_D, SINKS,
                 )  # fmt: skip
             return
     result = finish(acc, total, highest, sink_ptr, head, row < group, SINKS)
@@ -150,6 +152,7 @@ def _merge(
     GROUP: tl.constexpr,
     D: tl.constexpr,
     SPLITS: tl.constexpr,
+    PARTS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     SINKS: tl.constexpr,
@@ -158,32 +161,41 @@ def _merge(
     row = tl.arange(0, BLOCK_G)
     head = kv_head * GROUP + row
     mask = (row < GROUP)[:, None] & (at < D)[None, :]
+    part = tl.arange(0, PARTS)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     highest = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    for split in range(splits):
-        place = (seq * HEADS + head) * SPLITS + split
-        other = tl.load(stats_ptr + place * 2, mask=row < GROUP, other=0.0)
-        higher = tl.maximum(highest, other)
+    for start in tl.range(0, splits, PARTS):
+        place = (seq * HEADS + head[:, None]) * SPLITS + start + part[None, :]
+        here = (row < GROUP)[:, None] & (start + part < splits)[None, :]
+        maxima = tl.load(stats_ptr + place * 2, mask=here, other=float("-inf"))
+        totals = tl.load(stats_ptr + place * 2 + 1, mask=here, other=0.0)
+        values = tl.load(
+            partial_ptr + place[:, :, None] * D + at[None, None, :],
+            mask=here[:, :, None] & (at < D)[None, None, :],
+            other=0.0,
+        )
+        higher = tl.maximum(highest, tl.max(maxima, 1))
         base = tl.where(higher == float("-inf"), 0.0, higher)
         keep = tl.exp2(highest - base)
-        weight = tl.exp2(other - base)
-        total = total * keep + tl.load(stats_ptr + place * 2 + 1, mask=row < GROUP, other=0.0) * weight
-        part = tl.load(partial_ptr + place[:, None] * D + at[None, :], mask=mask, other=0.0)
-        acc = acc * keep[:, None] + part * weight[:, None]
+        weights = tl.exp2(maxima - base[:, None])
+        total = total * keep + tl.sum(totals * weights, 1)
+        acc = acc * keep[:, None] + tl.sum(values * weights[:, :, None], 1)
         highest = higher
     result = finish(acc, total, highest, sink_ptr, head, row < GROUP, SINKS)
     tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _tiles(row_bytes: int) -> tuple[int, int, int]:
-    """BLOCK_N, warps and stages, by the bytes of a head's keys."""
-    return 64 if row_bytes <= 256 else 32, 4, 3
+def _tiles(row_bytes: int, contexts: int) -> tuple[int, int, int]:
+    """BLOCK_N, warps and stages, by the bytes of a head's keys and how many contexts are read."""
+    if row_bytes <= 256:
+        return 128 if contexts < 64 else 64, 4, 2
+    return 32, 4, 3 if row_bytes <= 512 else 2
 
 
 def split_count(sequences: int, kv_heads: int, processors: int) -> int:
-    """Splits of a context, by batch size: about two programs a multiprocessor, in powers of 2 (few variants)."""
-    wanted = max(1, 2 * processors // max(1, sequences * kv_heads))
+    """Splits of a context, by batch size: about four programs a multiprocessor, in powers of 2 (few variants)."""
+    wanted = max(1, 4 * processors // max(1, sequences * kv_heads))
     return min(_MAX_SPLITS, 1 << (wanted - 1).bit_length())
 
 
@@ -211,7 +223,7 @@ def decode_attention(
     stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = triton.next_power_of_2(heads // kv_heads)
-    block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
+    block_n, warps, stages = _tiles(q.dtype.itemsize * block_d, sequences * kv_heads)
     _decode[(kv_heads, sequences, splits)](
         q,
         pages.k,
@@ -237,6 +249,7 @@ def decode_attention(
         PAGE=pages.page_size,
         SPLITS=splits,
         MIN_CHUNK=_MIN_CHUNK,
+        PARTS=max(1, min(splits, 4096 // (group * block_d))),
         BLOCK_M=max(16, group),
         BLOCK_G=group,
         BLOCK_N=block_n,

@@ -78,7 +78,7 @@ class TritonOps:
         return norm.norm(x, weight, None, eps, residual, centred=False)
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
-        return linear.linear(x, _matrix(weight), bias, self._counters, self._processors)
+        return linear.linear(x, _matrix(weight), bias, self._counters)
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         return elementwise.gate_up_act(x, activation)

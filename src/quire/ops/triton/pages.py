@@ -13,7 +13,7 @@ FP8 = torch.float8_e4m3fn
 
 @dataclass(frozen=True)
 class TritonPages(Pages):
-    """In fp8 each head of each token has a scale: ``k_scale``, ``v_scale [pages, page_size, kv_heads]`` float32."""
+    """In fp8 each head of each token has a scale: ``k_scale``, ``v_scale [pages, kv_heads, page_size]`` float32."""
 
     k_scale: torch.Tensor
     v_scale: torch.Tensor
@@ -28,7 +28,7 @@ def new_pages(
 ) -> TritonPages:
     """Zeroed pages: FlashAttention-4 multiplies masked rows of a sequence's last page by 0, so none may hold NaN."""
     shape = (num_pages, page_size, kv_heads, head_dim)
-    scales = shape[:3] if dtype is FP8 else (1,)
+    scales = (num_pages, kv_heads, page_size) if dtype is FP8 else (1,)
     return TritonPages(
         torch.zeros(shape, dtype=dtype, device=device),
         torch.zeros(shape, dtype=dtype, device=device),

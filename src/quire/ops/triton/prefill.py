@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import AttentionStep
-from quire.ops.triton.attend import attend, finish
+from quire.ops.triton.attend import attend, finish, ready
 from quire.ops.triton.pages import TritonPages
 from quire.ops.triton.search import owner_of
 
@@ -67,6 +67,7 @@ def _prefill(
     mask = used[:, None] & (at < D)[None, :]
     address = (start + token).to(tl.int64)
     q = tl.load(q_ptr + address[:, None] * q_stride + head[:, None] * D + at[None, :], mask=mask, other=0.0)
+    q, scale = ready(q, scale, FP8)
     slopes = tl.zeros([BLOCK_M], tl.float32)
     if ALIBI:
         slopes = tl.load(slope_ptr + head, mask=used, other=0.0).to(tl.float32)
@@ -104,7 +105,7 @@ def _prefill(
 def _tiles(row_bytes: int) -> tuple[int, int, int, int]:
     """BLOCK_M, BLOCK_N, warps and stages, by the bytes of a head's keys."""
     if row_bytes <= 256:
-        return 128, 64, 8, 2
+        return 128, 64, 4, 2
     return (128, 32, 8, 2) if row_bytes <= 512 else (64, 32, 4, 2)
 
 

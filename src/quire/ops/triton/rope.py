@@ -13,14 +13,27 @@ _E4M3_MAX = tl.constexpr(448.0)
 
 
 @triton.jit
-def _write(page_ptr, scale_ptr, x, rows, mask, FP8: tl.constexpr, at, D: tl.constexpr):
-    """``x [heads, D]`` to ``rows [heads]`` of the pages, each with a scale of its own in fp8."""
+def _write(
+    page_ptr,
+    scale_ptr,
+    x,
+    slot,
+    head,
+    mask,
+    at,
+    KV_HEADS: tl.constexpr,
+    D: tl.constexpr,
+    PAGE: tl.constexpr,
+    FP8: tl.constexpr,
+):
+    """``x [heads, D]`` to a slot of the pages, each head with a scale of its own in fp8."""
     if FP8:
         scale = tl.maximum(tl.max(tl.abs(x), 1) / _E4M3_MAX, 1e-12)
-        tl.store(scale_ptr + rows, scale, mask=mask)
+        tl.store(scale_ptr + (slot // PAGE * KV_HEADS + head) * PAGE + slot % PAGE, scale, mask=mask)
         stored = (x / scale[:, None]).to(page_ptr.dtype.element_ty, fp_downcast_rounding="rtne")
     else:
         stored = x.to(page_ptr.dtype.element_ty)
+    rows = slot * KV_HEADS + head
     tl.store(page_ptr + rows[:, None] * D + at[None, :], stored, mask=mask[:, None] & (at < D)[None, :])
 
 
@@ -44,6 +57,7 @@ def _qk_norm_rope_store(
     ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
+    PAGE: tl.constexpr,
     FP8: tl.constexpr,
     LIMIT: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
@@ -97,9 +111,9 @@ def _qk_norm_rope_store(
     slot = tl.load(slots_ptr + token).to(tl.int64)
     stored = slot >= 0  # a padding row of a graph has none
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
-    _write(k_ptr, k_scale_ptr, x, slot * KV_HEADS + head - HEADS, is_k & stored, FP8, at, D)
-    v_head = head - HEADS - KV_HEADS
-    _write(v_ptr, v_scale_ptr, raw, slot * KV_HEADS + v_head, is_v & (head < all_heads) & stored, FP8, at, D)
+    _write(k_ptr, k_scale_ptr, x, slot, head - HEADS, is_k & stored, at, KV_HEADS, D, PAGE, FP8)
+    is_v &= head < all_heads
+    _write(v_ptr, v_scale_ptr, raw, slot, head - HEADS - KV_HEADS, is_v & stored, at, KV_HEADS, D, PAGE, FP8)
 
 
 def qk_norm_rope_store(
@@ -144,6 +158,7 @@ def qk_norm_rope_store(
             ROTARY=0 if cos_sin is None else cos_sin.shape[1],
             INTERLEAVED=interleaved,
             NORM=q_norm is not None,
+            PAGE=pages.page_size,
             FP8=pages.fp8,
             LIMIT=torch.finfo(torch.float32 if pages.fp8 else pages.v.dtype).max,
             BLOCK_HEADS=block_heads,

@@ -1,8 +1,8 @@
 """Sampling without a sort, by the definition of ``ops/reference/sampling.py``.
 
-``_chunk_statistics`` reads the logits once, in parallel chunks: maximum, its id, and the sum of the weights. Then one
-program a row draws: it finds the chunk in which ``u * total`` falls and reads only that again. A row with filters is
-walked a few times more: a filter keeps the weights from some value on, and that value is found by bisection.
+Logits are read once, in parallel chunks: maximum, its id, and the sum of the weights. Then one program a row draws: it
+finds the chunk in which ``u * total`` falls and reads only that again. Rows with filters take a detour: a filter keeps
+the weights from some value on, which is found by bisection (``_filter``), and the chunks are summed again above it.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from quire.ops.backend import SampleStep
 from quire.params import GREEDY_BELOW as _GREEDY_BELOW
 
 GREEDY_BELOW = tl.constexpr(_GREEDY_BELOW)
+LOG2E = tl.constexpr(1.4426950408889634)
 _ONE = tl.constexpr(0x3F800000)  # the bits of 1.0, the greatest weight
 _CHUNK = 4096
 _ROW_CHUNK = 8192
@@ -38,6 +39,20 @@ def _uniform(seed, position):
     return (bits >> 12).to(tl.int64).to(tl.float64) * 2.220446049250313e-16
 
 
+@triton.jit
+def _weights(row_ptr, at, vocab, highest, rate, floor):
+    """Unnormalised probabilities of tokens ``at``, the greatest of the row 1; those below ``floor`` are 0."""
+    x = tl.load(row_ptr + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
+    w = tl.exp2((x - highest) * rate)
+    return tl.where(w < floor, 0.0, w)
+
+
+@triton.jit
+def _row_max(maxima_ptr, row, chunks, CHUNKS: tl.constexpr):
+    index = tl.arange(0, CHUNKS)
+    return tl.max(tl.load(maxima_ptr + row * chunks + index, mask=index < chunks, other=float("-inf")), 0)
+
+
 @triton.jit(do_not_specialize=["vocab", "chunks"])
 def _chunk_statistics(
     logits_ptr, temperature_ptr, maxima_ptr, ids_ptr, sums_ptr, row_stride, vocab, chunks, CHUNK: tl.constexpr
@@ -54,27 +69,40 @@ def _chunk_statistics(
     temperature = tl.load(temperature_ptr + row)
     if temperature >= GREEDY_BELOW:
         base = tl.where(highest == float("-inf"), 0.0, highest)
-        tl.store(sums_ptr + place, tl.sum(tl.exp((x - base) / temperature).to(tl.float64), 0))
+        tl.store(sums_ptr + place, tl.sum(tl.exp2((x - base) * (LOG2E / temperature)).to(tl.float64), 0))
 
 
 @triton.jit
-def _weights(row_ptr, at, vocab, highest, temperature, floor):
-    """Unnormalised probabilities of tokens ``at``, the greatest of the row 1; those below ``floor`` are 0."""
-    x = tl.load(row_ptr + at, mask=at < vocab, other=float("-inf")).to(tl.float32)
-    w = tl.exp((x - highest) / temperature)
-    return tl.where(w < floor, 0.0, w)
-
-
-@triton.jit
-def _above(row_ptr, vocab, highest, temperature, floor, pivot, CHUNK: tl.constexpr):
-    """How many weights, and how much in sum, lie at or above ``pivot`` (and ``floor``)."""
-    count = tl.zeros([CHUNK], tl.int32)
-    mass = tl.zeros([CHUNK], tl.float64)
+def _above(row_ptr, vocab, highest, rate, floor, a, b, c, BY_SUM: tl.constexpr, CHUNK: tl.constexpr):
+    """How many weights lie at or above each of three pivots, and how much in sum if ``BY_SUM``."""
+    counts = tl.zeros([CHUNK], tl.int32)  # ten bits for each pivot: the loop is shorter than that
+    mass_a = tl.zeros([CHUNK], tl.float32)
+    mass_b = tl.zeros([CHUNK], tl.float32)
+    mass_c = tl.zeros([CHUNK], tl.float32)
     for start in tl.range(0, vocab, CHUNK):
-        w = _weights(row_ptr, start + tl.arange(0, CHUNK), vocab, highest, temperature, floor)
-        count += (w >= pivot).to(tl.int32)
-        mass += tl.where(w >= pivot, w, 0.0).to(tl.float64)
-    return tl.sum(count, 0), tl.sum(mass, 0)
+        w = _weights(row_ptr, start + tl.arange(0, CHUNK), vocab, highest, rate, floor)
+        counts += tl.where(w >= a, 1, 0) + tl.where(w >= b, 1 << 10, 0) + tl.where(w >= c, 1 << 20, 0)
+        if BY_SUM:
+            mass_a += tl.where(w >= a, w, 0.0)
+            mass_b += tl.where(w >= b, w, 0.0)
+            mass_c += tl.where(w >= c, w, 0.0)
+    count_a = tl.sum(counts & 1023, 0)
+    count_b = tl.sum((counts >> 10) & 1023, 0)
+    count_c = tl.sum(counts >> 20, 0)
+    if BY_SUM:
+        sum_a = tl.sum(mass_a.to(tl.float64), 0)
+        sum_b = tl.sum(mass_b.to(tl.float64), 0)
+        sum_c = tl.sum(mass_c.to(tl.float64), 0)
+    else:
+        sum_a = count_a.to(tl.float64)
+        sum_b = count_b.to(tl.float64)
+        sum_c = count_c.to(tl.float64)
+    return count_a, count_b, count_c, sum_a, sum_b, sum_c
+
+
+@triton.jit
+def _as_weight(bits):
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit
@@ -83,7 +111,7 @@ def _threshold(
     scratch_ptr,
     vocab,
     highest,
-    temperature,
+    rate,
     floor,
     wanted,
     BY_SUM: tl.constexpr,
@@ -92,59 +120,134 @@ def _threshold(
 ):
     """The greatest weight v such that the weights from v on number (or sum to) at least ``wanted``.
 
-    Bisection over the bits of v. Once few weights lie in question they are set apart and held in registers.
+    Bisection over the bits of v, three pivots at a time. Once few weights lie in question they are set apart and held
+    in registers.
     """
     low = tl.full([], 0, tl.int32)  # bits of floats that are not negative are in their order
     high = tl.full([], _ONE + 1, tl.int32)
     count_low = vocab
     count_high = vocab * 0
-    mass_high = tl.full([], 0.0, tl.float64)
+    above_high = tl.full([], 0.0, tl.float64)
     while (high - low > 1) & (count_low - count_high > CANDIDATES):
-        middle = (low + high) // 2
-        count, mass = _above(row_ptr, vocab, highest, temperature, floor, middle.to(tl.float32, bitcast=True), CHUNK)
-        if (mass if BY_SUM else count.to(tl.float64)) >= wanted:
-            low = middle
-            count_low = count
+        step = tl.maximum((high - low) // 4, 1)
+        a = low + step
+        b = tl.minimum(a + step, high)
+        c = tl.minimum(b + step, high)
+        count_a, count_b, count_c, sum_a, sum_b, sum_c = _above(
+            row_ptr, vocab, highest, rate, floor, _as_weight(a), _as_weight(b), _as_weight(c), BY_SUM, CHUNK
+        )
+        if sum_c >= wanted:
+            low = c
+            count_low = count_c
+        elif sum_b >= wanted:
+            low = b
+            count_low = count_b
+            high = c
+            count_high = count_c
+            above_high = sum_c
+        elif sum_a >= wanted:
+            low = a
+            count_low = count_a
+            high = b
+            count_high = count_b
+            above_high = sum_b
         else:
-            high = middle
-            count_high = count
-            mass_high = mass
+            high = a
+            count_high = count_a
+            above_high = sum_a
     if high - low > 1:
         taken = vocab * 0
-        from_weight = low.to(tl.float32, bitcast=True)
-        to_weight = high.to(tl.float32, bitcast=True)
+        from_weight = _as_weight(low)
+        to_weight = _as_weight(high)
         for start in tl.range(0, vocab, CHUNK):
             at = start + tl.arange(0, CHUNK)
-            w = _weights(row_ptr, at, vocab, highest, temperature, floor)
-            open = (w >= from_weight) & (w < to_weight) & (at < vocab)
-            tl.store(scratch_ptr + taken + tl.cumsum(open.to(tl.int32), 0) - 1, w, mask=open)
-            taken += tl.sum(open.to(tl.int32), 0)
+            w = _weights(row_ptr, at, vocab, highest, rate, floor)
+            open = ((w >= from_weight) & (w < to_weight) & (at < vocab)).to(tl.int32)
+            found = tl.sum(open, 0)
+            if found > 0:
+                tl.store(scratch_ptr + taken + tl.cumsum(open, 0) - 1, w, mask=open > 0)
+                taken += found
         tl.debug_barrier()
         index = tl.arange(0, CANDIDATES)
         w = tl.load(scratch_ptr + index, mask=index < taken, other=-1.0)
+        value = tl.where(w >= 0, w, 0.0).to(tl.float64) if BY_SUM else (w >= 0).to(tl.float64)
         while high - low > 1:
             middle = (low + high) // 2
-            kept = w >= middle.to(tl.float32, bitcast=True)
-            if BY_SUM:
-                reached = mass_high + tl.sum(tl.where(kept, w, 0.0).to(tl.float64), 0)
-            else:
-                reached = (count_high + tl.sum(kept.to(tl.int32), 0)).to(tl.float64)
-            if reached >= wanted:
+            if above_high + tl.sum(tl.where(w >= _as_weight(middle), value, 0.0), 0) >= wanted:
                 low = middle
             else:
                 high = middle
-    return low.to(tl.float32, bitcast=True)
+    return _as_weight(low)
 
 
-@triton.jit
-def _pick(row_ptr, start, vocab, highest, temperature, floor, before, target, CHUNK: tl.constexpr):
-    """The first token of a chunk whose cumulated weight exceeds ``target``."""
-    at = start + tl.arange(0, CHUNK)
-    w = _weights(row_ptr, at, vocab, highest, temperature, floor).to(tl.float64)
-    beyond = (before + tl.cumsum(w, 0) > target) & (w > 0)
-    found = tl.min(tl.where(beyond, at, vocab), 0)
-    last = tl.max(tl.where(w > 0, at, 0), 0)  # rounding may leave the target just beyond the last one
-    return tl.minimum(found, last)
+@triton.jit(do_not_specialize=["vocab", "chunks"])
+def _filter(
+    logits_ptr,
+    maxima_ptr,
+    temperature_ptr,
+    top_k_ptr,
+    top_p_ptr,
+    min_p_ptr,
+    scratch_ptr,
+    floor_ptr,
+    row_stride,
+    vocab,
+    chunks,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+    CANDIDATES: tl.constexpr,
+):
+    """The least weight that a row's filters keep: 0 where it has none, or is greedy, or has no distribution."""
+    row = tl.program_id(0).to(tl.int64)
+    temperature = tl.load(temperature_ptr + row)
+    top_k = tl.load(top_k_ptr + row)
+    top_p = tl.load(top_p_ptr + row)
+    floor = tl.load(min_p_ptr + row)
+    if (temperature < GREEDY_BELOW) | ((floor <= 0) & (top_k <= 0) & (top_p >= 1)):
+        tl.store(floor_ptr + row, 0.0)
+        return
+    highest = _row_max(maxima_ptr, row, chunks, CHUNKS)
+    if (highest == float("inf")) | (highest == float("-inf")):
+        tl.store(floor_ptr + row, 0.0)
+        return
+    rate = LOG2E / temperature
+    row_ptr = logits_ptr + row * row_stride
+    scratch = scratch_ptr + row * CANDIDATES
+    if (top_k > 0) & (top_k < vocab):
+        kth = _threshold(row_ptr, scratch, vocab, highest, rate, floor, top_k.to(tl.float64), False, CHUNK, CANDIDATES)
+        floor = tl.maximum(floor, kth)
+    if top_p < 1:
+        total = _above(row_ptr, vocab, highest, rate, floor, 0.0, 2.0, 2.0, True, CHUNK)[3]
+        least = _threshold(
+            row_ptr, scratch, vocab, highest, rate, floor, total * top_p.to(tl.float64), True, CHUNK, CANDIDATES
+        )
+        floor = tl.maximum(floor, least)
+    tl.store(floor_ptr + row, floor)
+
+
+@triton.jit(do_not_specialize=["vocab", "chunks"])
+def _filtered_sums(
+    logits_ptr,
+    maxima_ptr,
+    sums_ptr,
+    temperature_ptr,
+    floor_ptr,
+    row_stride,
+    vocab,
+    chunks,
+    CHUNK: tl.constexpr,
+    CHUNKS: tl.constexpr,
+):
+    row = tl.program_id(1).to(tl.int64)
+    floor = tl.load(floor_ptr + row)
+    if floor == 0:
+        return
+    chunk = tl.program_id(0)
+    highest = _row_max(maxima_ptr, row, chunks, CHUNKS)
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    rate = LOG2E / tl.load(temperature_ptr + row)
+    w = _weights(logits_ptr + row * row_stride, at, vocab, highest, rate, floor)
+    tl.store(sums_ptr + row * chunks + chunk, tl.sum(w.to(tl.float64), 0))
 
 
 @triton.jit(do_not_specialize=["vocab", "chunks"])
@@ -154,20 +257,15 @@ def _draw(
     ids_ptr,
     sums_ptr,
     temperature_ptr,
-    top_k_ptr,
-    top_p_ptr,
-    min_p_ptr,
+    floor_ptr,
     seed_ptr,
     position_ptr,
-    scratch_ptr,
     out_ptr,
     row_stride,
     vocab,
     chunks,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
-    ROW_CHUNK: tl.constexpr,
-    CANDIDATES: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, CHUNKS)
@@ -182,73 +280,57 @@ def _draw(
         ids = tl.load(ids_ptr + row * chunks + index, mask=here, other=vocab)
         tl.store(out_ptr + row, tl.min(tl.where(maxima == highest, ids, vocab), 0).to(tl.int64))
         return
-    row_ptr = logits_ptr + row * row_stride
-    u = _uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row))
-    top_k = tl.load(top_k_ptr + row)
-    top_p = tl.load(top_p_ptr + row)
-    floor = tl.load(min_p_ptr + row)
+    rate = LOG2E / temperature
+    floor = tl.load(floor_ptr + row)
     sums = tl.load(sums_ptr + row * chunks + index, mask=here, other=0.0)
-    if (floor > 0) | (top_k > 0) | (top_p < 1):
-        scratch = scratch_ptr + row * CANDIDATES
-        if top_k > 0:
-            wanted = top_k.to(tl.float64)
-            kth = _threshold(row_ptr, scratch, vocab, highest, temperature, floor, wanted, False, ROW_CHUNK, CANDIDATES)
-            floor = tl.maximum(floor, kth)
-        if top_p < 1:
-            mass = _above(row_ptr, vocab, highest, temperature, floor, 0.0, ROW_CHUNK)[1] * top_p.to(tl.float64)
-            least = _threshold(row_ptr, scratch, vocab, highest, temperature, floor, mass, True, ROW_CHUNK, CANDIDATES)
-            floor = tl.maximum(floor, least)
-        sums = tl.zeros([CHUNKS], tl.float64)
-        for chunk in tl.range(0, chunks):
-            w = _weights(row_ptr, chunk * CHUNK + tl.arange(0, CHUNK), vocab, highest, temperature, floor)
-            sums = tl.where(index == chunk, tl.sum(w.to(tl.float64), 0), sums)
-    else:
-        sums *= tl.exp(((maxima - highest) / temperature).to(tl.float64))
+    if floor == 0:
+        sums *= tl.exp2(((maxima - highest) * rate).to(tl.float64))
     cumulated = tl.cumsum(sums, 0)
     total = tl.sum(tl.where(index == CHUNKS - 1, cumulated, 0.0), 0)
-    target = u * total
+    target = _uniform(tl.load(seed_ptr + row), tl.load(position_ptr + row)) * total
     chunk = tl.min(tl.where((cumulated > target) & (sums > 0), index, CHUNKS), 0)
     before = tl.sum(tl.where(index == chunk, cumulated - sums, 0.0), 0)
-    token = _pick(row_ptr, chunk * CHUNK, vocab, highest, temperature, floor, before, target, CHUNK)
-    tl.store(out_ptr + row, token.to(tl.int64))
+    at = chunk * CHUNK + tl.arange(0, CHUNK)
+    w = _weights(logits_ptr + row * row_stride, at, vocab, highest, rate, floor).to(tl.float64)
+    beyond = (before + tl.cumsum(w, 0) > target) & (w > 0)
+    found = tl.min(tl.where(beyond, at, vocab), 0)
+    last = tl.max(tl.where(w > 0, at, 0), 0)  # rounding may leave the target just beyond the last one
+    tl.store(out_ptr + row, tl.minimum(found, last).to(tl.int64))
 
 
 def sample(logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
     """Token ids ``[R] int64`` of ``logits [R, V]`` in any float type; -1 for a row that is not all numbers."""
     rows, vocab = logits.shape
-    out = torch.empty(rows, dtype=torch.int64, device=logits.device)
+    device = logits.device
+    out = torch.empty(rows, dtype=torch.int64, device=device)
     if rows == 0:
         return out
     if logits.stride(1) != 1:
         logits = logits.contiguous()
     chunks = triton.cdiv(vocab, _CHUNK)
-    maxima = torch.empty(rows, chunks, dtype=torch.float32, device=logits.device)
-    ids = torch.empty(rows, chunks, dtype=torch.int32, device=logits.device)
-    sums = torch.empty(rows, chunks, dtype=torch.float64, device=logits.device)
-    scratch = torch.empty(rows, _CANDIDATES, dtype=torch.float32, device=logits.device)
-    _chunk_statistics[(chunks, rows)](
-        logits, step.temperature, maxima, ids, sums, logits.stride(0), vocab, chunks, CHUNK=_CHUNK, num_warps=8
-    )
-    _draw[(rows,)](
+    maxima = torch.empty(rows, chunks, dtype=torch.float32, device=device)
+    ids = torch.empty(rows, chunks, dtype=torch.int32, device=device)
+    sums = torch.empty(rows, chunks, dtype=torch.float64, device=device)
+    scratch = torch.empty(rows, _CANDIDATES, dtype=torch.float32, device=device)
+    floor = torch.empty(rows, dtype=torch.float32, device=device)
+    sizes = (logits.stride(0), vocab, chunks)
+    tiles = {"CHUNK": _CHUNK, "CHUNKS": triton.next_power_of_2(chunks), "num_warps": 8}
+    _chunk_statistics[(chunks, rows)](logits, step.temperature, maxima, ids, sums, *sizes, CHUNK=_CHUNK, num_warps=8)
+    _filter[(rows,)](
         logits,
         maxima,
-        ids,
-        sums,
         step.temperature,
         step.top_k,
         step.top_p,
         step.min_p,
-        step.seed,
-        step.position,
         scratch,
-        out,
-        logits.stride(0),
-        vocab,
-        chunks,
-        CHUNK=_CHUNK,
-        CHUNKS=triton.next_power_of_2(chunks),
-        ROW_CHUNK=_ROW_CHUNK,
+        floor,
+        *sizes,
+        CHUNK=_ROW_CHUNK,
+        CHUNKS=tiles["CHUNKS"],
         CANDIDATES=_CANDIDATES,
         num_warps=32,
     )
+    _filtered_sums[(chunks, rows)](logits, maxima, sums, step.temperature, floor, *sizes, **tiles)
+    _draw[(rows,)](logits, maxima, ids, sums, step.temperature, floor, step.seed, step.position, out, *sizes, **tiles)
     return out
