@@ -21,9 +21,11 @@ PAGES = 24
 class Harness:
     """``sequences`` slots over one set of pages; each call of ``step`` computes the next tokens of some of them."""
 
-    def __init__(self, model: Path, sequences: list[list[int]]) -> None:
-        b = make_blueprint(EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4, threads=1))
+    def __init__(self, model: Path, sequences: list[list[int]], quantization: str | None = None) -> None:
+        config = EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4, threads=1, quantization=quantization)
+        b = make_blueprint(config)
         self.decoder = b.loader.decoder(1, 128)
+        self._ops = b.ops
         windows = kv_windows(b.spec)
         groups = [KVGroup(w, PAGES) for w in windows]
         self._state = SlotState(len(sequences), 128, PAGE, groups)
@@ -44,6 +46,16 @@ class Harness:
         for group, table in enumerate(self._state._tables):
             self._state.grant(PageGrant(target, group, 0, table[source, :pages].tolist()))
         self._state.computed[target] = pages * PAGE
+
+    def recorded(self, slots: list[int]) -> list[torch.Tensor] | None:
+        """Logits ``[1, vocab]`` of each slot's next token from a step's replay; ``None`` if it can't be recorded."""
+        work = [SlotWork(slot, 1, False) for slot in slots]
+        with torch.inference_mode():
+            step = self._state.step(work)
+            replay = self._ops.record(lambda: self.decoder.logits(self.decoder.forward(step, self._pages)))
+            logits = None if replay is None else replay()
+        self._state.advance(work)
+        return None if logits is None else list(logits.split(1))
 
     def step(self, counts: dict[int, int]) -> list[torch.Tensor]:
         """Logits ``[count, vocab]`` of each slot's next ``count`` tokens."""

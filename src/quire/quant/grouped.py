@@ -60,6 +60,8 @@ def grouped(
     half = 1 << (bits - 1)
     if zero is not None:
         zero = None if bool((zero == half).all()) else zero.index_select(1, groups.columns)
+    if groups.order is not None:
+        q = q.index_select(1, groups.order)
     if bits < 8:
         return GroupedInt(q, scale, None, bits, groups.size, half if zero is None else zero, groups.order)
     q = (q ^ half).view(torch.int8)  # from unsigned with 128 for 0 to signed

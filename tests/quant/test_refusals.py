@@ -1,0 +1,169 @@
+"""What is not supported, contradicts itself or is corrupt ends in one sentence that names it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from quire.quant.detect import reader_of
+from quire.weights.errors import CheckpointError
+from quire.weights.gguf_checkpoint import GGUFCheckpoint
+from tests.quant.checkpoints import Awq, Float8, FourBit, Gptq, Mxfp4, Packed, Tensors, compressed, tensor, write
+
+LAYER = "model.layers.0.mlp.up_proj"
+INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
+
+
+def test_a_quantised_checkpoint_takes_no_other_quantisation(tmp_path: Path) -> None:
+    made = Gptq(32, 64, 4, 32, True, True, False)
+    checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config)
+    for accepted in (None, "gptq", "gptq_marlin"):
+        assert torch.equal(reader_of(checkpoint, accepted).read(LAYER, 32, 64).dequantize(), made.weight)
+    for refused in ("awq", "bitsandbytes", "int8", "fp8", "gguf"):
+        with pytest.raises(CheckpointError, match=f"quantised already, by gptq, so that --quantization {refused}"):
+            reader_of(checkpoint, refused)
+
+
+def test_plain_weights_take_only_quantisation_at_load(tmp_path: Path) -> None:
+    checkpoint = write(tmp_path, {LAYER + ".weight": torch.randn(32, 64)}, None)
+    for refused in ("gptq", "awq_marlin", "compressed-tensors", "mxfp4", "gguf"):
+        with pytest.raises(CheckpointError, match=rf"--quantization {refused} needs .* int8, int4, nf4, fp8"):
+            reader_of(checkpoint, refused)
+
+
+def test_gguf_blocks_are_a_quantisation_of_their_own(smollm2_path: Path) -> None:
+    checkpoint = GGUFCheckpoint(smollm2_path)
+    reader_of(checkpoint, "gguf")
+    with pytest.raises(CheckpointError, match="by gguf"):
+        reader_of(checkpoint, "int4")
+
+
+def test_old_config_files_are_found(tmp_path: Path) -> None:
+    made = Awq(32, 64, 32)
+    checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, None)
+    (tmp_path / "quant_config.json").write_text(
+        '{"w_bit": 4, "q_group_size": 32, "zero_point": true, "version": "GEMM"}'
+    )
+    assert torch.equal(reader_of(checkpoint, None).read(LAYER, 32, 64).dequantize(), made.weight)
+
+
+def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
+    made = Gptq(32, 64, 4, 32, False, True, True)
+    return made.tensors, made.config | changes
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"quant_method": "aqlm"}, "'aqlm' is not supported; gptq, awq"),
+        ({}, "not supported"),
+        (gptq(bits=5)[1], "bits: '5'; 2 or 3 or 4 or 8"),
+        (gptq(bits=True)[1], "bits: 'True'"),
+        (gptq(group_size=0)[1], "group_size: '0'"),
+        (gptq(group_size=1 << 40)[1], "group_size"),
+        (gptq(checkpoint_format="marlin")[1], "checkpoint_format: 'marlin'; gptq or gptq_v2"),
+        (gptq(dynamic={"-:(": {}})[1], "no usable regular expression"),
+        (gptq(dynamic={"+:" + "a" * 2000: {}})[1], "no usable regular expression"),
+        ({"quant_method": "awq", "bits": 3}, "bits: '3'"),
+        ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "'gemv'; only gemm"),
+        (
+            compressed("nvfp4-pack-quantized", {}),
+            "'nvfp4-pack-quantized' is not supported; pack-quantized, int-quantized",
+        ),
+        (compressed("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 3}), "group_size: '3'"),
+        (compressed("pack-quantized", {"num_bits": 4}, {"num_bits": 8}), "packed weights and rounded inputs"),
+        (compressed("int-quantized", {**INT8, "strategy": "group"}), "strategy: 'group'"),
+        (compressed("int-quantized", INT8, {"num_bits": 4, "type": "int"}), "num_bits: '4'"),
+        ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "block size"),
+        ({"quant_method": "fp8", "activation_scheme": "none"}, "dynamic"),
+    ],
+)
+def test_settings(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    checkpoint = write(tmp_path, {LAYER + ".weight": torch.randn(32, 64)}, config)
+    with pytest.raises(CheckpointError, match=words) as error:
+        reader_of(checkpoint, None)
+    assert "\n" not in str(error.value)
+
+
+def changed(made: Any, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> tuple[Tensors, dict[str, Any]]:
+    return {**made.tensors, name: change(made.tensors[name])}, made.config
+
+
+ACT, SYM = Gptq(32, 64, 4, 32, False, True, True), Gptq(32, 64, 4, 32, True, True, False)
+NF, STATE = FourBit(32, 64, "nf4", 64, False), ".weight.quant_state.bitsandbytes__nf4"
+PACKED = Packed(32, 64, 4, 32, False, False)
+FP8 = Float8(32, 64, (32, 64), ".weight_scale")
+FP8_CONFIG = {"quant_method": "fp8"}
+FP8_STATIC = {"quant_method": "fp8", "activation_scheme": "static"}
+MX = Mxfp4(32, 64)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (changed(ACT, ".g_idx", lambda t: t + 1), "more than the 2 groups"),
+        (changed(ACT, ".g_idx", lambda t: t - 1), "more than the 2 groups"),
+        (changed(ACT, ".g_idx", lambda t: t.clamp(max=0) + (torch.arange(64) < 3)), "uneven"),
+        (changed(SYM, ".scales", lambda t: t * float("inf")), "not finite"),
+        (changed(NF, ".weight.absmax", lambda t: t * float("nan")), "not finite"),
+        (changed(NF, ".weight.quant_map", lambda t: t / 0), "not finite"),
+        (changed(Packed(32, 64, 4, 32, True, False), ".weight_shape", lambda t: t + 1), r"weight_shape is \[33, 65\]"),
+        (({".weight": torch.full((32, 64), 127, dtype=torch.uint8).view(torch.float8_e4m3fn),
+           ".weight_scale": torch.ones(1)}, FP8_CONFIG), "no number"),
+        (({**FP8.tensors, ".weight_scale": torch.tensor(float("nan"))}, FP8_CONFIG), "not finite"),
+        (({**FP8.tensors, ".input_scale": torch.tensor(0.0)}, FP8_STATIC), "_scale is 0"),
+        (({"_blocks": tensor(MX.blocks), "_scales": torch.full((32, 2), 255, dtype=torch.uint8)},
+          {"quant_method": "mxfp4"}), "no number"),
+    ],
+)  # fmt: skip
+def test_values(tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str) -> None:
+    tensors, config = case
+    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None)
+    with pytest.raises(CheckpointError, match=f"{LAYER}: .*{words}"):
+        reader.read(LAYER, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        (changed(SYM, ".scales", lambda t: t[:1]), r"shape \[1, 32\].*\[2, 32\]"),
+        (changed(SYM, ".qweight", lambda t: t.long()), "qweight has the type I64.*I32"),
+        (changed(SYM, ".scales", lambda t: t.int()), "scales has the type I32"),
+        (changed(Awq(32, 64, 32), ".qzeros", lambda t: t[:, :2]), r"qzeros has the shape \[2, 2\].*\[2, 4\]"),
+        (changed(FourBit(32, 64, "nf4", 64, True), ".weight.absmax", lambda t: t[:5]), r"absmax.*shape \[5\].*\[32\]"),
+        (changed(PACKED, ".weight_zero_point", lambda t: t[:3]), "_zero_point has the shape"),
+        (changed(NF, STATE, lambda t: t[:9]), "no valid JSON"),
+        (changed(NF, STATE, lambda t: t.float()), "no JSON text"),
+        (({**FP8.tensors, ".weight_scale": torch.ones(7)}, FP8_CONFIG), r"weight_scale has the shape \[7\]"),
+    ],
+)  # fmt: skip
+def test_shapes_and_types_before_anything_is_read(
+    tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str
+) -> None:
+    tensors, config = case
+    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None)
+    with pytest.raises(CheckpointError, match=words):
+        reader.nbytes(LAYER, 32, 64)
+
+
+@pytest.mark.parametrize("name", [".qweight", ".scales", ".qzeros"])
+def test_missing_tensors_are_named(tmp_path: Path, name: str) -> None:
+    tensors, config = gptq()
+    del tensors[name]
+    reader = reader_of(write(tmp_path, {LAYER + n: t for n, t in tensors.items()}, config), None)
+    lacking = ".weight" if name == ".qweight" else name  # without codes it would be a plain layer
+    with pytest.raises(CheckpointError, match=LAYER + lacking):
+        reader.nbytes(LAYER, 32, 64)
+
+
+@pytest.mark.parametrize(
+    ("made", "n", "k"), [(Gptq(32, 64, 3, 32, True, True, False), 31, 64), (Awq(32, 64, 32), 30, 64)]
+)
+def test_sizes_that_fill_no_words(tmp_path: Path, made: Any, n: int, k: int) -> None:
+    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config), None)
+    with pytest.raises(CheckpointError, match=f"{n} outputs"):
+        reader.nbytes(LAYER, n, k)
