@@ -76,4 +76,16 @@ def check_greedy(model: Any, opened: Open) -> None:
     assert logits[19:-1].argmax(dim=1).tolist() == wanted[20:]
 
 
+def check_recorded(model: Any, opened: Open) -> None:
+    """Decode steps of two sequences as replays."""
+    others = [TOKENS, TOKENS[20:60]]
+    harness = opened(others)
+    harness.step({0: 67, 1: 37})
+    for i in range(3):
+        logits = harness.recorded([0, 1])
+        assert logits is not None
+        for tokens, computed, row in zip(others, (68 + i, 38 + i), logits, strict=True):
+            close(row, expected(model, tokens[:computed])[-1:])
+
+
 WAYS = (check_chunks, check_batch, check_shared_prefix, check_greedy)

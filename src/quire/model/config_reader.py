@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,13 @@ class ConfigReader:
     def window(self) -> int | None:
         return None if self.config.get("sliding_window") is None else self.count("sliding_window")
 
+    def windows(self, sliding: Callable[[int], bool] = lambda layer: True) -> list[int | None]:
+        """Each layer's window: where ``layer_types`` says so; without them, where ``sliding(layer)``."""
+        types, window = self.config.get("layer_types"), self.window()
+        if types is None:
+            return [window if sliding(i) else None for i in range(self.count("num_hidden_layers"))]
+        return [window if kind == "sliding_attention" else None for kind in self.layer_types(default_period=1)]
+
     def layer_types(self, default_period: int) -> list[str]:
         """Attention kind of each layer: listed, or every ``sliding_window_pattern``-th one full."""
         layers = self.count("num_hidden_layers")
@@ -101,10 +108,11 @@ class ConfigReader:
         layers: tuple[LayerSpec, ...],
         final_norm: NormSpec,
         *,
-        tied_head: bool | None = None,
+        tied_head: bool = False,
         embedding_multiplier: float = 1.0,
     ) -> DecoderSpec:
-        tied = bool(self.config.get("tie_word_embeddings", False)) if tied_head is None else tied_head
+        """``tied_head``: whether it is where the config doesn't say."""
+        tied = self.config.get("tie_word_embeddings")
         return DecoderSpec(
             family=family,
             hidden_size=self.count("hidden_size"),
@@ -112,7 +120,7 @@ class ConfigReader:
             max_position=self.count("max_position_embeddings"),
             layers=layers,
             final_norm=final_norm,
-            tied_head=tied,
+            tied_head=tied_head if tied is None else bool(tied),
             embedding_multiplier=embedding_multiplier,
             logit_softcap=self.config.get("final_logit_softcapping"),
             eos_token_ids=self.eos_token_ids(),

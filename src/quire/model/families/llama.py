@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from quire.model.config_reader import ConfigReader
 from quire.model.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.model.weight_map import WeightMap
 
-MODEL_TYPES: tuple[str, ...] = ("llama", "mistral")
+MODEL_TYPES: tuple[str, ...] = ("llama", "mistral", "ministral")
 WEIGHTS = WeightMap()
 
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    return spec_from(ConfigReader(config), qkv_bias=bool(config.get("attention_bias", False)))
+    c = ConfigReader(config)
+    return decoder(c, attention(c, qkv_bias=bool(config.get("attention_bias", False))), c.windows())
 
 
-def spec_from(c: ConfigReader, qkv_bias: bool, out_bias: bool | None = None) -> DecoderSpec:
-    """The plain pre-norm gated decoder, for families that differ from Llama in a flag or two."""
+def decoder(
+    c: ConfigReader, attention: AttentionSpec, windows: Sequence[int | None], tied: bool = False
+) -> DecoderSpec:
+    """The plain pre-norm gated decoder, for families that differ from Llama in their attention."""
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
-    layer = LayerSpec(attention(c, qkv_bias, out_bias), mlp, norm(c))
-    return c.decoder("llama", (layer,) * c.count("num_hidden_layers"), layer.norm)
+    layers = tuple(LayerSpec(replace(attention, window=window), mlp, norm(c)) for window in windows)
+    return c.decoder(str(c.config["model_type"]), layers, norm(c), tied_head=tied)
 
 
 def norm(c: ConfigReader) -> NormSpec:

@@ -15,6 +15,13 @@ WEIGHTS = WeightMap()
 
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    if not config.get("use_sliding_window"):
-        config = {**config, "sliding_window": None}
-    return llama.spec_from(ConfigReader(config), qkv_bias=True, out_bias=False)
+    c = ConfigReader(config)
+    return llama.decoder(c, llama.attention(c, qkv_bias=True, out_bias=False), windows(c))
+
+
+def windows(c: ConfigReader) -> list[int | None]:
+    """Each layer's window: those after the first ``max_window_layers``, where sliding windows are used at all."""
+    if not c.config.get("use_sliding_window"):
+        return [None] * c.count("num_hidden_layers")
+    full = c.count("max_window_layers", 28)
+    return c.windows(lambda layer: layer >= full)
