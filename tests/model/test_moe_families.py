@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from quire.config.engine import EngineConfig
 from quire.model.loader import Loader
 from quire.runtime.build import make_blueprint
 from quire.weights.errors import CheckpointError
-from tests.model.agreement import WAYS, random_model
+from tests.model.agreement import TOKENS, WAYS, check_chunks, expected, random_model
 from tests.model.harness import Harness
 
 COMMON = {
@@ -120,3 +123,43 @@ def test_refuses_more_choices_than_experts(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(config.replace('"num_experts_per_tok": 2', '"num_experts_per_tok": 7'))
     with pytest.raises(CheckpointError, match="7 experts a token, but has 6"):
         make_blueprint(EngineConfig(model=str(tmp_path)))
+
+
+def mxfp4(values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random codes and scales of the shape of ``values [E, K, N]`` as gpt-oss stores them, and what they stand for."""
+    experts, inputs, outputs = values.shape
+    codes = torch.randint(0, 16, (experts, outputs, inputs // 32, 32), dtype=torch.uint8)
+    scales = torch.randint(121, 125, (experts, outputs, inputs // 32), dtype=torch.uint8)
+    table = torch.tensor([0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0])
+    numbers = table[(codes & 7).long()] * torch.where(codes > 7, -1.0, 1.0) * 2.0 ** (scales[..., None].float() - 127)
+    blocks = codes[..., ::2] | codes[..., 1::2] << 4
+    return blocks, scales, numbers.flatten(2).mT.contiguous()
+
+
+def test_gpt_oss_with_mxfp4_experts(tmp_path: Path) -> None:
+    model = random_model({**COMMON, **CASES["gpt_oss"]}, tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    for name, parameter in model.named_parameters():
+        if name.endswith("_proj") and ".experts." in name:
+            blocks, scales, numbers = mxfp4(parameter)
+            parameter.data.copy_(numbers)
+            del tensors[name]
+            tensors |= {name + "_blocks": blocks, name + "_scales": scales}
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((tmp_path / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    check_chunks(model, lambda sequences: Harness(tmp_path, sequences))
+
+
+def test_experts_quantised_at_load(tmp_path: Path) -> None:
+    """Each expert by itself in int8: near the plain model, in half of bfloat16's memory and less."""
+    model = random_model({**COMMON, **CASES["qwen3_moe"]}, tmp_path)
+    plain, narrow = (
+        make_blueprint(EngineConfig(model=str(tmp_path), threads=1, quantization=method)).loader
+        for method in (None, "int8")
+    )
+    assert narrow.check() < 0.45 * plain.check()
+    harness = Harness(tmp_path, [TOKENS], quantization="int8")
+    difference = harness.step({0: 70})[0] - expected(model, TOKENS)
+    assert 0 < difference.abs().mean() < 0.02

@@ -24,6 +24,53 @@ def test_rms_norm(ops: Ops, rows: int, width: int, residual: bool) -> None:
     torch.testing.assert_close(new_residual.double(), total, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [8, 20, 576, 1025])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("residual", [False, True])
+def test_layer_norm(ops: Ops, width: int, bias: bool, residual: bool) -> None:
+    torch.manual_seed(width)
+    x, weight = torch.randn(37, width) + 3, torch.randn(width)
+    shift = torch.randn(width) if bias else None
+    before = torch.randn(37, width) if residual else None
+    total = x.double() if before is None else x.double() + before.double()
+    centered = total - total.mean(-1, keepdim=True)
+    want = centered / (centered.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight.double()
+    want = want if shift is None else want + shift.double()
+    got, new_residual = ops.layer_norm(x, weight, shift, 1e-5, before)
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=3e-6)
+    torch.testing.assert_close(new_residual.double(), total, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(("parts", "width"), [(1, 80), (5, 16), (3, 20)])
+@pytest.mark.parametrize(("centered", "bias"), [(False, False), (True, False), (True, True)])
+def test_norm_columns(ops: Ops, parts: int, width: int, centered: bool, bias: bool) -> None:
+    torch.manual_seed(parts)
+    x, weight = torch.randn(9, 120), torch.randn(parts, width)
+    shift = torch.randn(parts, width) if bias else None
+    columns = x[:, 24 : 24 + parts * width].double().view(9, parts, width)
+    columns = columns - columns.mean(-1, keepdim=True) if centered else columns
+    want = columns / (columns.square().mean(-1, keepdim=True) + 1e-6).sqrt() * weight.double()
+    want = want if shift is None else want + shift.double()
+    got = x.clone()
+    ops.norm_columns(got, 24, weight, shift, 1e-6, centered)
+    torch.testing.assert_close(got[:, 24 : 24 + parts * width].double(), want.flatten(1), rtol=1e-5, atol=3e-6)
+    assert torch.equal(got[:, :24], x[:, :24])
+    assert torch.equal(got[:, 24 + parts * width :], x[:, 24 + parts * width :])
+
+
+@pytest.mark.parametrize("width", [8, 20, 577])
+def test_sums(ops: Ops, width: int) -> None:
+    x, y, table = torch.randn(50, width), torch.randn(50, width), torch.randn(12, width)
+    positions = torch.randint(0, 12, (50,), dtype=torch.int32)
+    assert torch.equal(ops.add(x, y), x + y)
+    assert torch.equal(ops.add_positions(x, table, positions), x + table[positions])
+
+
+def test_positions_out_of_range(ops: Ops) -> None:
+    with pytest.raises((ValueError, IndexError), match="out of"):
+        ops.add_positions(torch.zeros(2, 8), torch.zeros(4, 8), torch.tensor([0, 4], dtype=torch.int32))
+
+
 FORMULAS = {
     "silu": lambda x: x / (1 + torch.exp(-x)),
     "gelu": lambda x: 0.5 * x * torch.special.erfc(-x / math.sqrt(2)),
@@ -43,6 +90,14 @@ def test_gate_up(ops: Ops, activation: str, width: int) -> None:
         want = FORMULAS[activation](gate.double()) * up.double()
         got = ops.gate_up_act(torch.cat((gate, up), dim=1), activation)
         torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("activation", list(FORMULAS))
+@pytest.mark.parametrize("width", [4, 8, 100, 1536])
+def test_activate(ops: Ops, activation: str, width: int) -> None:
+    x = torch.randn(7, width) * 4
+    want = FORMULAS[activation](x.double())
+    torch.testing.assert_close(ops.activate(x, activation).double(), want, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize(("activation", "low"), [("silu", -80.0), ("gelu", -2.0), ("gelu_tanh", -2.0)])

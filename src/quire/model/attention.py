@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from quire.model.linear import Linear
+from quire.model.norm import Norm
 from quire.model.spec import AttentionSpec
 from quire.ops.backend import AttentionStep, Ops, Pages
 
@@ -18,6 +19,8 @@ class Attention:
     out: Linear
     q_norm: torch.Tensor | None = None
     k_norm: torch.Tensor | None = None
+    qk_norms: tuple[tuple[int, Norm], ...] = ()  # other norms than RMS of each head, from a column on
+    slopes: torch.Tensor | None = None  # [heads]
     sinks: torch.Tensor | None = None  # [heads]
 
     def __call__(
@@ -28,10 +31,11 @@ class Attention:
         shape = (a.heads, a.kv_heads, a.head_dim)
         eps = a.qk_norm.eps if a.qk_norm else 0.0
         interleaved = a.rope is not None and a.rope.interleaved
-        q = ops.qk_norm_rope_store(
-            self.qkv(ops, x), *shape, self.q_norm, self.k_norm, eps, cos_sin, interleaved, pages, step
-        )
-        y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap, self.sinks)
+        qkv = self.qkv(ops, x)
+        for start, norm in self.qk_norms:
+            norm.columns(ops, qkv, start)
+        q = ops.qk_norm_rope_store(qkv, *shape, self.q_norm, self.k_norm, eps, cos_sin, interleaved, pages, step)
+        y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap, self.sinks, self.slopes)
         return self.out(ops, y)
 
     @property

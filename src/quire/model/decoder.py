@@ -8,38 +8,27 @@ from typing import Protocol
 
 import torch
 
-from quire.model.attention import Attention
-from quire.model.latent import LatentAttention
+from quire.model.embedding import Embedding
+from quire.model.layer import Layer
 from quire.model.linear import Linear
-from quire.model.mlp import Mlp
-from quire.model.moe import Moe
+from quire.model.norm import Norm
 from quire.model.rope import cos_sin_table
 from quire.model.spec import DecoderSpec, RopeSpec
-from quire.ops.backend import AttentionStep, Ops, Pages, Weight
+from quire.ops.backend import AttentionStep, Ops, Pages
 
 
 @dataclass(frozen=True)
-class LayerWeights:
-    attention_norm: torch.Tensor
-    attention: Attention | LatentAttention
-    post_attention_norm: torch.Tensor | None
-    mlp_norm: torch.Tensor
-    mlp: Mlp | Moe
-    post_mlp_norm: torch.Tensor | None
-
-
-@dataclass(frozen=True)
-class DecoderWeights:
-    embedding: Weight
-    layers: tuple[LayerWeights, ...]
-    final_norm: torch.Tensor
+class DecoderParts:
+    embedding: Embedding
+    layers: tuple[Layer, ...]
+    final_norm: Norm
     head: Linear
 
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices; a tied head counts once."""
-        head = 0 if self.head.weight is self.embedding else self.head.nbytes
-        return sum(w.attention.nbytes + w.mlp.nbytes for w in self.layers) + self.embedding.nbytes + head
+        head = 0 if self.head.weight is self.embedding.tokens else self.head.nbytes
+        return sum(layer.nbytes for layer in self.layers) + self.embedding.tokens.nbytes + head
 
 
 @dataclass(frozen=True)
@@ -74,9 +63,9 @@ class Model(Protocol):
 class Decoder:
     """Runs a step's tokens through all layers. ``max_positions`` bounds the rotary tables."""
 
-    def __init__(self, spec: DecoderSpec, weights: DecoderWeights, ops: Ops, max_positions: int) -> None:
+    def __init__(self, spec: DecoderSpec, parts: DecoderParts, ops: Ops, max_positions: int) -> None:
         self.spec = spec
-        self._weights = weights
+        self._parts = parts
         self._ops = ops
         windows = kv_windows(spec)
         self._group = [windows.index(layer.attention.window) for layer in spec.layers]
@@ -84,34 +73,25 @@ class Decoder:
         for layer in spec.layers:
             rope = layer.attention.rope
             if rope is not None and rope not in tables:
-                tables[rope] = cos_sin_table(rope, max_positions)
+                tables[rope] = cos_sin_table(rope, max_positions).to(ops.device)
         self._cos_sin = [tables[a.rope] if (a := layer.attention).rope else None for layer in spec.layers]
 
     @property
     def nbytes(self) -> int:
         """Bytes of the matrices."""
-        return self._weights.nbytes
+        return self._parts.nbytes
 
     def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
         """Last hidden states ``[T, hidden]``, normed; writes keys and values to ``pages`` (one entry a layer)."""
         ops = self._ops
-        x = ops.embed(self._weights.embedding, step.token_ids, self.spec.embedding_multiplier)
+        x = self._parts.embedding(ops, step.token_ids, step.attention[0].positions)
         residual: torch.Tensor | None = None
-        for i, (layer, w) in enumerate(zip(self.spec.layers, self._weights.layers, strict=True)):
-            eps = layer.norm.eps
-            x, residual = ops.rms_norm(x, w.attention_norm, eps, residual)
-            x = w.attention(ops, x, self._cos_sin[i], pages[i], step.attention[self._group[i]])
-            x = self._post(x, w.post_attention_norm, eps)
-            x, residual = ops.rms_norm(x, w.mlp_norm, eps, residual)
-            x = w.mlp(ops, x)
-            x = self._post(x, w.post_mlp_norm, eps)
-        return ops.rms_norm(x, self._weights.final_norm, self.spec.final_norm.eps, residual)[0]
+        for i, layer in enumerate(self._parts.layers):
+            x, residual = layer(ops, x, residual, self._cos_sin[i], pages[i], step.attention[self._group[i]])
+        return self._parts.final_norm(ops, x, residual)[0]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """float32 ``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
-        logits = self._weights.head(self._ops, hidden).float()
+        """``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
+        logits = self._parts.head(self._ops, hidden)
         cap = self.spec.logit_softcap
-        return logits if cap is None else logits.div_(cap).tanh_().mul_(cap)
-
-    def _post(self, x: torch.Tensor, norm: torch.Tensor | None, eps: float) -> torch.Tensor:
-        return x if norm is None else self._ops.rms_norm(x, norm, eps)[0]
+        return logits if cap is None else logits.float().div_(cap).tanh_().mul_(cap)

@@ -14,12 +14,13 @@ from quire.ops.backend import Ops
 @dataclass(frozen=True)
 class Mlp:
     spec: MlpSpec
-    gate_up: Linear
+    gate_up: Linear  # only up, without a gate
     down: Linear
 
     def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
         """``x [T, hidden]`` -> ``[T, hidden]``."""
-        return self.down(ops, ops.gate_up_act(self.gate_up(ops, x), self.spec.activation))
+        act = ops.gate_up_act if self.spec.gated else ops.activate
+        return self.down(ops, act(self.gate_up(ops, x), self.spec.activation))
 
     @property
     def nbytes(self) -> int:

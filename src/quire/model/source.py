@@ -17,16 +17,26 @@ from quire.weights.errors import CheckpointError
 
 
 class Source(Protocol):
+    dtype: torch.dtype  # of activations, and so of biases
+
+    def has(self, name: str) -> bool:
+        """Whether there is such a tensor, where a checkpoint may store its weights in more ways than one."""
+        ...
+
     def vector(self, name: str, *shape: int) -> torch.Tensor:
         """A tensor that is not the weight of a linear layer, in float32."""
+        ...
+
+    def constant(self, values: torch.Tensor) -> torch.Tensor:
+        """Values that are in no checkpoint, where its vectors go."""
         ...
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         """The weights ``[stack * outputs, inputs]`` of a linear layer (or of ``stack`` in one tensor)."""
         ...
 
-    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout | None:
-        """``[stack * outputs, inputs]`` of a plain tensor ``[stack, inputs, outputs]``; ``None`` if it isn't there."""
+    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
+        """``[stack * outputs, inputs]`` of a plain tensor ``[stack, inputs, outputs]``."""
         ...
 
     def pack(self, layouts: Iterable[Layout]) -> Weight: ...
@@ -41,16 +51,21 @@ class Tensors:
         self._checkpoint = checkpoint
         self._reader = reader
         self._ops = ops
+        self.dtype = ops.dtype
+
+    def has(self, name: str) -> bool:
+        return name in self._checkpoint.names()
 
     def vector(self, name: str, *shape: int) -> torch.Tensor:
-        return dequantize(self._checkpoint.read(name, shape))
+        return dequantize(self._checkpoint.read(name, shape)).to(self._ops.device)
+
+    def constant(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to(self._ops.device)
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         return self._reader.read(module, outputs, inputs, stack)
 
-    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout | None:
-        if name not in self._checkpoint.names():
-            return None
+    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
         plain = self._reader.read(name, inputs, outputs, stack)
         return Dense(plain.dequantize().view(stack, inputs, outputs).mT.reshape(stack * outputs, inputs))
 
@@ -71,15 +86,23 @@ class _Unread:
 class Headers:
     """Gives tensors without values; raises ``CheckpointError`` for one that is missing or has a wrong shape."""
 
+    dtype = torch.float32
+
     def __init__(self, checkpoint: Checkpoint, reader: Reader) -> None:
         self._checkpoint = checkpoint
         self._reader = reader
         self.nbytes = 0  # of all tensors so far, once loaded
 
+    def has(self, name: str) -> bool:
+        return name in self._checkpoint.names()
+
     def vector(self, name: str, *shape: int) -> torch.Tensor:
         self._check(name, shape)
         self.nbytes += 4 * math.prod(shape)
         return torch.empty(shape, device="meta")
+
+    def constant(self, values: torch.Tensor) -> torch.Tensor:
+        return values.to("meta")
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         for name, shape in self._reader.tensors(module, outputs, inputs, stack).items():
@@ -87,9 +110,7 @@ class Headers:
         self.nbytes += self._reader.nbytes(module, outputs, inputs, stack)
         return Dense(torch.empty((stack * outputs, inputs), device="meta"))
 
-    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout | None:
-        if name not in self._checkpoint.names():
-            return None
+    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
         self.matrix(name, inputs, outputs, stack)
         return Dense(torch.empty((stack * outputs, inputs), device="meta"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 from quire.ops.backend import Routing
 
@@ -16,6 +16,7 @@ class NormSpec:
     eps: float = 1e-6
     weight_offset: float = 0.0  # Gemma multiplies by 1 + weight
     bias: bool = False
+    affine: bool = True  # False: nothing is learned, the weight is one
 
 
 @dataclass(frozen=True)
@@ -50,11 +51,42 @@ class AttentionSpec:
     rope: RopeSpec | None
     window: int | None = None  # tokens visible, the token itself included
     softcap: float | None = None
-    qk_norm: NormSpec | None = None  # over head_dim, before the rotary embedding
+    qk_norm: NormSpec | None = None  # of queries and keys, before the rotary embedding
+    qk_norm_over: Literal["head", "heads", "all"] = "head"  # each head alike, each by its own weights, all together
+    alibi: tuple[float, ...] | None = None  # slope of each head
     qkv_bias: bool = False
     out_bias: bool = False
     sinks: bool = False  # a learned logit of each head takes part in the softmax
     latent: LatentSpec | None = None
+    gated: bool = False  # outputs are multiplied by the sigmoid of gates that are made like the queries
+
+    def page_bytes(self, page_size: int, item_bytes: int) -> int:
+        return 2 * self.kv_heads * self.head_dim * page_size * item_bytes
+
+
+@dataclass(frozen=True)
+class DeltaSpec:
+    """A short convolution and the gated delta rule: a state of fixed size, which depends on all earlier tokens.
+
+    Its pages hold states, not tokens: for the next token the page of the last one is enough, as for a window of two.
+    """
+
+    rope: ClassVar[None] = None
+    window: ClassVar[int] = 2
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int  # tokens that the convolution mixes
+
+    @property
+    def channels(self) -> int:
+        """Of queries, keys and values, which the convolution mixes."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+    def page_bytes(self, page_size: int, item_bytes: int) -> int:
+        state = self.value_heads * self.key_dim * self.value_dim
+        return 2 * (4 * (self.channels * (self.kernel - 1) + state) + 8)
 
 
 @dataclass(frozen=True)
@@ -87,12 +119,15 @@ class MoeSpec:
 
 @dataclass(frozen=True)
 class LayerSpec:
-    """``sandwich`` norms the output of attention and mlp too, before the residual is added."""
+    """Where the norms are: before attention and mlp (``pre``), after them (``post``) or both (``sandwich``).
 
-    attention: AttentionSpec
+    ``parallel``: attention and mlp read the same normed input; ``parallel_norms``: each from a norm of its own.
+    """
+
+    attention: AttentionSpec | DeltaSpec
     mlp: MlpSpec | MoeSpec
     norm: NormSpec
-    placement: Literal["pre", "sandwich"] = "pre"
+    placement: Literal["pre", "post", "sandwich", "parallel", "parallel_norms"] = "pre"
 
 
 @dataclass(frozen=True)
@@ -104,6 +139,11 @@ class DecoderSpec:
     layers: tuple[LayerSpec, ...]
     final_norm: NormSpec
     tied_head: bool
+    head_bias: bool = False
     embedding_multiplier: float = 1.0
+    embedding_norm: NormSpec | None = None
+    learned_positions: int | None = None  # as many embeddings, added to those of the tokens
+    position_offset: int = 0  # the embedding of position 0
+    logit_scale: float = 1.0
     logit_softcap: float | None = None
     eos_token_ids: tuple[int, ...] = field(default=())

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 _ATTENTION = "model.layers.{i}.self_attn."
 _MLP = "model.layers.{i}.mlp."
+_DELTA = "model.layers.{i}.linear_attn."
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,18 @@ class LatentNames:
     kv_down: str = _ATTENTION + "kv_a_proj_with_mqa"
     kv_norm: str = _ATTENTION + "kv_a_layernorm"
     kv_up: str = _ATTENTION + "kv_b_proj"
+
+
+@dataclass(frozen=True)
+class DeltaNames:
+    """``inputs``: queries, keys and values, output gates, betas, decays; or all but the last two by key head, and those."""
+
+    inputs: tuple[str, ...]
+    kernel: str = _DELTA + "conv1d.weight"
+    decay: str = _DELTA + "A_log"
+    decay_bias: str = _DELTA + "dt_bias"
+    norm: str = _DELTA + "norm.weight"
+    out: str = _DELTA + "out_proj"
 
 
 @dataclass(frozen=True)
@@ -46,9 +59,13 @@ class MoeNames:
 @dataclass(frozen=True)
 class WeightMap:
     embedding: str = "model.embed_tokens"
+    positions: str = ""
+    embedding_norm: str = ""
     final_norm: str = "model.norm"
     head: str = "lm_head"
     attention_norm: str = "model.layers.{i}.input_layernorm"
+    transposed: bool = False  # weights of linear layers are stored [inputs, outputs], where they are not quantised
+    qkv_by_group: bool = False  # of one module: each key/value head follows its query heads, and its value it
     qkv: tuple[str, ...] = (_ATTENTION + "q_proj", _ATTENTION + "k_proj", _ATTENTION + "v_proj")
     q_norm: str = _ATTENTION + "q_norm"
     k_norm: str = _ATTENTION + "k_norm"
@@ -61,3 +78,4 @@ class WeightMap:
     sinks: str = _ATTENTION + "sinks"
     latent: LatentNames = LatentNames()
     moe: MoeNames = MoeNames()
+    delta: DeltaNames | None = None

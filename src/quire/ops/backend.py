@@ -96,7 +96,11 @@ class Weight(Protocol):
 
 
 class Ops(Protocol):
+    """``device`` and ``dtype`` are those of activations; norm weights and rotary tables are float32 on that device."""
+
     name: str
+    device: torch.device
+    dtype: torch.dtype
 
     def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
         """Run ``function`` and return its replay, which reads its inputs from where they lay. ``None``: can't be had.
@@ -119,6 +123,40 @@ class Ops(Protocol):
         """``r = x + residual`` (or ``x``); returns ``(r / rms(r) * weight, r)``. May overwrite ``residual``."""
         ...
 
+    def layer_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As ``rms_norm``, of ``r - mean(r)``; ``bias`` (float32) is added."""
+        ...
+
+    def norm_columns(
+        self,
+        x: torch.Tensor,
+        start: int,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        centered: bool,
+    ) -> None:
+        """Norm columns of ``x`` in place, ``n`` parts of width ``w`` from ``start`` on, by ``weight [n, w]``.
+
+        Layer norm if ``centered`` (then there may be a ``bias [n, w]``), else RMS norm.
+        """
+        ...
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """``x + y``, of equal shapes."""
+        ...
+
+    def add_positions(self, x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """``x [T, K] + table[positions]``; ``table [P, K] float32``, ``positions [T] int32``."""
+        ...
+
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         """``x [T, K] @ weight.T + bias``: ``[T, N]``."""
         ...
@@ -128,6 +166,10 @@ class Ops(Protocol):
 
         ``swiglu_oss`` (gpt-oss): ``g * sigmoid(1.702 g) * (u + 1)`` of g at most 7 and u within 7 of zero.
         """
+        ...
+
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        """``act(x)``."""
         ...
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
@@ -231,6 +273,10 @@ def backend(name: str, **settings: Any) -> Ops:
         from quire.ops.cpu import load
 
         return load(**settings)
+    if name == "triton":
+        from quire.ops.triton import TritonOps
+
+        return TritonOps(**settings)
     from quire.ops.reference import ReferenceOps
 
     return ReferenceOps()

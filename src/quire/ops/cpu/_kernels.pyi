@@ -35,6 +35,26 @@ def rms_norm(
     engine: object, x: int, weight: int, eps: float, residual: int, rows: int, width: int, out: int, /
 ) -> None: ...
 def gate_up_act(engine: object, x: int, rows: int, width: int, activation: int, out: int, /) -> None: ...
+def layer_norm(
+    engine: object, x: int, weight: int, bias: int, eps: float, residual: int, rows: int, width: int, out: int, /
+) -> None: ...
+def norm_columns(
+    engine: object,
+    x: int,
+    rows: int,
+    stride: int,
+    parts: int,
+    width: int,
+    weight: int,
+    bias: int,
+    eps: float,
+    centered: int,
+    /,
+) -> None: ...
+def add_rows(
+    engine: object, x: int, table: int, table_rows: int, index: int, rows: int, width: int, out: int, /
+) -> None: ...
+def activate(engine: object, x: int, rows: int, width: int, activation: int, out: int, /) -> None: ...
 def pages(k: int, v: int, type: int, pages: int, kv_heads: int, head_dim: int, page_size: int, /) -> object: ...
 def step(
     tokens: int,

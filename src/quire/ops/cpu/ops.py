@@ -21,6 +21,8 @@ class CpuOps:
     """The ops on ``threads`` CPU threads. Activations are float32."""
 
     name = "cpu"
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def __init__(self, threads: int, portable: bool = False) -> None:
         self._engine = _kernels.engine(threads, int(portable))
@@ -73,6 +75,81 @@ class CpuOps:
         _kernels.rms_norm(self._engine, x.data_ptr(), weight.data_ptr(), eps, address, rows, width, out.data_ptr())
         return out, total
 
+    def layer_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        x, weight = _checked(x, torch.float32), _checked(weight, torch.float32)
+        bias = None if bias is None else _checked(bias, torch.float32)
+        rows, width = x.shape
+        if any(t is not None and t.shape != (width,) for t in (weight, bias)):
+            raise ValueError(f"layer_norm: weight or bias does not fit rows of {width}.")
+        if residual is not None and residual.shape != x.shape:
+            raise ValueError(f"layer_norm: the residual is not {rows} x {width}.")
+        total = x if residual is None else _checked(residual, torch.float32)
+        address = 0 if residual is None else total.data_ptr()
+        out = self._empty(rows, width)
+        _kernels.layer_norm(
+            self._engine, x.data_ptr(), weight.data_ptr(), _address(bias), eps, address, rows, width, out.data_ptr()
+        )
+        return out, total
+
+    def norm_columns(
+        self,
+        x: torch.Tensor,
+        start: int,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        centered: bool,
+    ) -> None:
+        weight = _checked(weight, torch.float32)
+        bias = None if bias is None else _checked(bias, torch.float32)
+        if x.dtype is not torch.float32 or x.stride(1) != 1:
+            raise TypeError("norm_columns works in place, on float32 rows without gaps.")
+        if not 0 <= start <= x.shape[1] - weight.numel() or (bias is not None and bias.shape != weight.shape):
+            raise ValueError(f"norm_columns: {weight.numel()} columns from {start} on do not fit {x.shape[1]}.")
+        _kernels.norm_columns(
+            self._engine,
+            x.data_ptr() + start * x.itemsize,
+            x.shape[0],
+            x.stride(0),
+            weight.shape[0],
+            weight.shape[1],
+            weight.data_ptr(),
+            _address(bias),
+            eps,
+            int(centered),
+        )
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return self._add_rows(x, y, None)
+
+    def add_positions(self, x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return self._add_rows(x, table, _checked(positions, torch.int32))
+
+    def _add_rows(self, x: torch.Tensor, table: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
+        x, table = _checked(x, torch.float32), _checked(table, torch.float32)
+        rows, width = x.shape
+        if table.shape[1] != width or len(table if index is None else index) < rows:
+            raise ValueError(f"add: {tuple(table.shape)} does not fit {rows} x {width}.")
+        out = self._empty(rows, width)
+        _kernels.add_rows(
+            self._engine,
+            x.data_ptr(),
+            table.data_ptr(),
+            len(table),
+            _address(index),
+            rows,
+            width,
+            out.data_ptr(),
+        )
+        return out
+
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         parts = weight.parts if isinstance(weight, CpuParts) else (_packed(weight),)
         x = _checked(x, torch.float32)
@@ -94,6 +171,13 @@ class CpuOps:
         rows, double = x.shape
         out = self._empty(rows, double // 2)
         _kernels.gate_up_act(self._engine, x.data_ptr(), rows, double // 2, ACTIVATIONS[activation], out.data_ptr())
+        return out
+
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        x = _checked(x, torch.float32)
+        rows, width = x.shape
+        out = self._empty(rows, width)
+        _kernels.activate(self._engine, x.data_ptr(), rows, width, ACTIVATIONS[activation], out.data_ptr())
         return out
 
     def pack_stack(self, layouts: Iterable[Layout]) -> CpuStack:

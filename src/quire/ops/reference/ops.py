@@ -52,6 +52,8 @@ class ReferenceOps:
     """Pages lie as ``[pages, page_size, kv_heads, head_dim]``."""
 
     name = "reference"
+    device = torch.device("cpu")
+    dtype = torch.float32
 
     def record(self, function: Callable[[], torch.Tensor]) -> None:
         return None
@@ -69,6 +71,38 @@ class ReferenceOps:
         total = x if residual is None else x + residual
         return _rms_norm(total, weight, eps), total
 
+    def layer_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        total = x if residual is None else x + residual
+        return F.layer_norm(total, weight.shape, weight, bias, eps), total
+
+    def norm_columns(
+        self,
+        x: torch.Tensor,
+        start: int,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        centered: bool,
+    ) -> None:
+        part = x.narrow(1, start, weight.numel()).unflatten(1, weight.shape)
+        if centered:
+            part = part - part.mean(dim=-1, keepdim=True)
+        y = _rms_norm(part, weight, eps)
+        x[:, start : start + weight.numel()] = (y if bias is None else y + bias).flatten(1)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def add_positions(self, x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return x + table[positions.long()]
+
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         packed = _packed(weight)
         inputs = {how: rounded(x, how) for _, how in packed.parts}
@@ -83,6 +117,9 @@ class ReferenceOps:
             gate, up = gate.clamp(max=7.0), up.clamp(-7.0, 7.0) + 1.0
             return gate * torch.sigmoid(1.702 * gate) * up
         return ACTIVATIONS[activation](gate) * up
+
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return ACTIVATIONS[activation](x)
 
     def pack_stack(self, layouts: Iterable[Layout]) -> DequantizedWeight:
         return DequantizedWeight.of(layouts)

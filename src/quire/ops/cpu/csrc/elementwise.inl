@@ -33,18 +33,77 @@ void normalize(const float* x, const float* weight, float eps, int64_t width, fl
   }
 }
 
+// (x - mean(x)) * weight / sqrt(variance(x) + eps) + bias; ``bias`` may be null, ``out`` may be ``x``.
+void center(const float* x, const float* weight, const float* bias, float eps, int64_t width, float* out) {
+  F8 sums = zero();
+  for (int64_t i = 0; i < width; i += 8) {
+    sums = add(sums, i + 8 <= width ? load(x + i) : load_lanes(x + i, width - i));
+  }
+  const float mean = sum_lanes(sums) / static_cast<float>(width);
+  F8 squares = zero();
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) {
+    const F8 apart = sub(load(x + i), set1(mean));
+    squares = fma(apart, apart, squares);
+  }
+  float rest = 0.0f;
+  for (; i < width; ++i) rest += (x[i] - mean) * (x[i] - mean);
+  const float factor = 1.0f / sqrtf((sum_lanes(squares) + rest) / static_cast<float>(width) + eps);
+  for (i = 0; i + 8 <= width; i += 8) {
+    const F8 scaled = mul(mul(sub(load(x + i), set1(mean)), set1(factor)), load(weight + i));
+    store(out + i, bias ? add(scaled, load(bias + i)) : scaled);
+  }
+  for (; i < width; ++i) out[i] = (x[i] - mean) * factor * weight[i] + (bias ? bias[i] : 0.0f);
+}
+
+// x or, with a residual, residual += x.
+const float* with_residual(const float* x, float* residual, int64_t width) {
+  if (!residual) return x;
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) store(residual + i, add(load(residual + i), load(x + i)));
+  for (; i < width; ++i) residual[i] += x[i];
+  return residual;
+}
+
 void rms_norm(Pool& pool, const float* x, const float* weight, float eps, float* residual, int64_t rows, int64_t width,
               float* out) {
   parallel_rows(pool, rows, width, [&](int64_t row) {
-    const float* source = x + row * width;
-    if (residual) {
-      float* total = residual + row * width;
-      int64_t i = 0;
-      for (; i + 8 <= width; i += 8) store(total + i, add(load(total + i), load(source + i)));
-      for (; i < width; ++i) total[i] += source[i];
-      source = total;
-    }
+    const float* source = with_residual(x + row * width, residual ? residual + row * width : nullptr, width);
     normalize(source, weight, eps, width, out + row * width);
+  });
+}
+
+void layer_norm(Pool& pool, const float* x, const float* weight, const float* bias, float eps, float* residual,
+                int64_t rows, int64_t width, float* out) {
+  parallel_rows(pool, rows, width, [&](int64_t row) {
+    const float* source = with_residual(x + row * width, residual ? residual + row * width : nullptr, width);
+    center(source, weight, bias, eps, width, out + row * width);
+  });
+}
+
+void norm_columns(Pool& pool, float* x, int64_t rows, int64_t stride, int64_t parts, int64_t width, const float* weight,
+                  const float* bias, float eps, bool centered) {
+  parallel_rows(pool, rows, parts * width, [&](int64_t row) {
+    for (int64_t part = 0; part < parts; ++part) {
+      float* at = x + row * stride + part * width;
+      const float *own = weight + part * width, *added = bias ? bias + part * width : nullptr;
+      if (centered) {
+        center(at, own, added, eps, width, at);
+      } else {
+        normalize(at, own, eps, width, at);
+      }
+    }
+  });
+}
+
+void add_rows(Pool& pool, const float* x, const float* table, const int32_t* index, int64_t rows, int64_t width,
+              float* out) {
+  parallel_rows(pool, rows, width, [&](int64_t row) {
+    const float *a = x + row * width, *b = table + (index ? index[row] : row) * width;
+    float* sum = out + row * width;
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) store(sum + i, add(load(a + i), load(b + i)));
+    for (; i < width; ++i) sum[i] = a[i] + b[i];
   });
 }
 
@@ -92,6 +151,22 @@ void gate_up_act(Pool& pool, const float* x, int64_t rows, int64_t width, Activa
   const Row run = kRows[static_cast<int>(activation)];
   parallel_rows(pool, rows, 2 * width,
                 [&](int64_t row) { run(x + row * 2 * width, x + (row * 2 + 1) * width, width, out + row * width); });
+}
+
+template <Activation A>
+void activate_row(const float* x, int64_t width, float* out) {
+  int64_t i = 0;
+  for (; i + 8 <= width; i += 8) store(out + i, activate<A>(load(x + i)));
+  if (i < width) store_lanes(out + i, activate<A>(load_lanes(x + i, width - i)), width - i);
+}
+
+void activate(Pool& pool, const float* x, int64_t rows, int64_t width, Activation activation, float* out) {
+  using Row = void (*)(const float*, int64_t, float*);
+  constexpr Row kRows[] = {activate_row<Activation::silu>, activate_row<Activation::gelu>,
+                           activate_row<Activation::gelu_tanh>, activate_row<Activation::relu>,
+                           activate_row<Activation::relu2>};
+  const Row run = kRows[static_cast<int>(activation)];
+  parallel_rows(pool, rows, width, [&](int64_t row) { run(x + row * width, width, out + row * width); });
 }
 
 void rotate_halves(float* x, const float* table, int64_t half) {

@@ -128,6 +128,13 @@ struct Kernels {
   void (*route)(Pool&, const RouteArgs&);
   void (*grouped_linear)(Pool&, const GroupedArgs&);
   void (*combine)(Pool&, const CombineArgs&);
+  void (*layer_norm)(Pool&, const float* x, const float* weight, const float* bias, float eps, float* residual,
+                     int64_t rows, int64_t width, float* out);
+  void (*norm_columns)(Pool&, float* x, int64_t rows, int64_t stride, int64_t parts, int64_t width, const float* weight,
+                       const float* bias, float eps, bool centered);
+  void (*add_rows)(Pool&, const float* x, const float* table, const int32_t* index, int64_t rows, int64_t width,
+                   float* out);
+  void (*activate)(Pool&, const float* x, int64_t rows, int64_t width, Activation, float* out);
 };
 
 const Kernels& portable_kernels();

@@ -298,6 +298,76 @@ PyObject* py_gate_up_act(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
+// layer_norm(engine, x, weight, bias, eps, residual, rows, width, out)
+PyObject* py_layer_norm(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 9);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const auto* weight = args.address<float>();
+  const auto* bias = args.address<float>();
+  const float eps = args.real();
+  auto* residual = args.address<float>();
+  const int64_t rows = args.integer(), width = args.integer();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  return run(*engine, rows * width * 6, [=]() -> const char* {
+    engine->kernels.layer_norm(engine->pool, x, weight, bias, eps, residual, rows, width, out);
+    return nullptr;
+  });
+}
+
+// norm_columns(engine, x, rows, stride, parts, width, weight, bias, eps, centered)
+PyObject* py_norm_columns(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 10);
+  Engine* engine = args.engine();
+  auto* x = args.address<float>();
+  const int64_t rows = args.integer(), stride = args.integer(), parts = args.integer(), width = args.integer();
+  const auto* weight = args.address<float>();
+  const auto* bias = args.address<float>();
+  const float eps = args.real();
+  const bool centered = args.integer() != 0;
+  if (args.bad()) return nullptr;
+  return run(*engine, rows * parts * width * 6, [=]() -> const char* {
+    engine->kernels.norm_columns(engine->pool, x, rows, stride, parts, width, weight, bias, eps, centered);
+    return nullptr;
+  });
+}
+
+// add_rows(engine, x, table, table_rows, index, rows, width, out): without an index, row by row.
+PyObject* py_add_rows(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 8);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const auto* table = args.address<float>();
+  const int64_t table_rows = args.integer();
+  const auto* index = args.address<int32_t>();
+  const int64_t rows = args.integer(), width = args.integer();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  return run(*engine, rows * width * 3, [=]() -> const char* {
+    for (int64_t row = 0; index && row < rows; ++row) {
+      if (index[row] < 0 || index[row] >= table_rows) return "A position is out of range.";
+    }
+    engine->kernels.add_rows(engine->pool, x, table, index, rows, width, out);
+    return nullptr;
+  });
+}
+
+// activate(engine, x, rows, width, activation, out)
+PyObject* py_activate(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 6);
+  Engine* engine = args.engine();
+  const auto* x = args.address<float>();
+  const int64_t rows = args.integer(), width = args.integer(), activation = args.integer();
+  auto* out = args.address<float>();
+  if (args.bad()) return nullptr;
+  if (activation < 0 || activation > static_cast<int>(Activation::relu2)) return refuse("Unknown activation.");
+  return run(*engine, rows * width * 8, [=]() -> const char* {
+    engine->kernels.activate(engine->pool, x, rows, width, static_cast<Activation>(activation), out);
+    return nullptr;
+  });
+}
+
 // pages(k, v, type, pages, kv_heads, head_dim, page_size) -> capsule. The caller keeps the memory.
 PyObject* py_pages(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   Args args(raw, count, 7);
@@ -499,6 +569,7 @@ PyMethodDef kMethods[] = {
     QUIRE_METHOD(record), QUIRE_METHOD(stop),        QUIRE_METHOD(replay),
     QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),
     QUIRE_METHOD(stack),  QUIRE_METHOD(route),       QUIRE_METHOD(grouped_linear), QUIRE_METHOD(combine),
+    QUIRE_METHOD(layer_norm), QUIRE_METHOD(norm_columns), QUIRE_METHOD(add_rows), QUIRE_METHOD(activate),
     {nullptr, nullptr, 0, nullptr},
 };
 

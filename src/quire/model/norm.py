@@ -1,0 +1,29 @@
+"""Norms of hidden states, with what they multiply by and add."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.model.spec import NormSpec
+from quire.ops.backend import Ops
+
+
+@dataclass(frozen=True)
+class Norm:
+    spec: NormSpec
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+
+    def __call__(
+        self, ops: Ops, x: torch.Tensor, residual: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """``x [T, hidden]`` plus ``residual``, normed; and that sum itself. May overwrite ``residual``."""
+        if self.spec.kind == "layer":
+            return ops.layer_norm(x, self.weight, self.bias, self.spec.eps, residual)
+        return ops.rms_norm(x, self.weight, self.spec.eps, residual)
+
+    def columns(self, ops: Ops, x: torch.Tensor, start: int) -> None:
+        """Norm columns of ``x`` from ``start`` on, in place: as many parts as the weight has rows."""
+        ops.norm_columns(x, start, self.weight, self.bias, self.spec.eps, self.spec.kind == "layer")
