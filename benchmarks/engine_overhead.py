@@ -20,6 +20,8 @@ class NoModel:
     """Samples token 1 everywhere."""
 
     ahead = 0
+    slots = 64
+    step_tokens = 1024
     max_model_len = 1 << 20
     vocab_size = 1000
     page_size = 16

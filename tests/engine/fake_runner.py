@@ -62,6 +62,7 @@ class FakeRunner:
         self.ahead = ahead
         self.in_flight = 0
         self.groups = groups
+        self.slots, self.step_tokens = 8, 64
         self.page_size = page_size
         self.max_model_len = max_model_len
         self.vocab_size = VOCAB

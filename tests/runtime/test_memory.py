@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+import torch
 
 from quire.config.engine import EngineConfig
 from quire.model.families import llama
+from quire.runtime.devices import DeviceFacts
 from quire.runtime.memory import MIB, MemoryTooSmall, pages_for, plan_memory
 
 CONFIG = {
@@ -17,16 +19,26 @@ CONFIG = {
 SPEC = llama.spec(CONFIG)
 WINDOWED = llama.spec({**CONFIG, "sliding_window": 1024})
 GIB = 1024 * MIB
+HOST = DeviceFacts(
+    "cpu",
+    memory=16 * GIB,
+    process=330 * MIB,
+    auto_kv=384 * MIB,
+    dtype=torch.float32,
+    default_page_size=16,
+    default_slots=64,
+    default_step_tokens=1024,
+)
 
 
 def test_bytes_of_pages_are_keys_and_values_of_all_layers() -> None:
-    plan = plan_memory(SPEC, EngineConfig(max_model_len=4096, memory="2GiB"), 100 * MIB, 16, 4, 16 * GIB)
+    plan = plan_memory(SPEC, EngineConfig(max_model_len=4096, memory="2GiB"), 100 * MIB, HOST, 4)
     assert plan.kv == plan.groups[0].num_pages * 16 * 30 * 2 * 3 * 64 * 4
     assert dict(plan.rows())["sum"] <= 2 * GIB
 
 
 def test_context_shrinks_to_what_memory_holds() -> None:
-    plan = plan_memory(SPEC, EngineConfig(memory="600MiB"), 100 * MIB, 16, 4, 16 * GIB)
+    plan = plan_memory(SPEC, EngineConfig(memory="600MiB"), 100 * MIB, HOST, 4)
     assert 1000 < plan.max_model_len < 8192
     assert plan.groups[0].num_pages * 16 >= plan.max_model_len
     assert dict(plan.rows())["sum"] <= 600 * MIB
@@ -36,13 +48,13 @@ def test_a_window_needs_fewer_pages() -> None:
     assert pages_for(8192, 16, None, 512) == 512
     assert pages_for(8192, 16, 1024, 512) == 97
     assert pages_for(100, 16, 1024, 512) == 7
-    full = plan_memory(SPEC, EngineConfig(), 0, 16, 4, 16 * GIB)
-    windowed = plan_memory(WINDOWED, EngineConfig(), 0, 16, 4, 16 * GIB)
+    full = plan_memory(SPEC, EngineConfig(), 0, HOST, 4)
+    windowed = plan_memory(WINDOWED, EngineConfig(), 0, HOST, 4)
     assert windowed.concurrency > 2 * full.concurrency
 
 
 def test_one_request_of_full_length_always_fits() -> None:
-    plan = plan_memory(SPEC, EngineConfig(), 100 * MIB, 16, 4, 16 * GIB)
+    plan = plan_memory(SPEC, EngineConfig(), 100 * MIB, HOST, 4)
     assert plan.max_model_len == 8192
     assert plan.concurrency >= 1
 
@@ -51,20 +63,20 @@ def test_one_request_of_full_length_always_fits() -> None:
 def test_too_little_memory_is_refused_with_numbers(memory: str) -> None:
     config = EngineConfig(memory=memory, max_model_len=8192)
     with pytest.raises(MemoryTooSmall, match=r"100 MiB for weights.*raise --memory"):
-        plan_memory(SPEC, config, 100 * MIB, 16, 4, 16 * GIB)
+        plan_memory(SPEC, config, 100 * MIB, HOST, 4)
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:
     with pytest.raises(MemoryTooSmall, match=r"8192 positions"):
-        plan_memory(SPEC, EngineConfig(max_model_len=9000), 0, 16, 4, 16 * GIB)
+        plan_memory(SPEC, EngineConfig(max_model_len=9000), 0, HOST, 4)
 
 
 def test_groups_share_the_memory_that_is_left() -> None:
     mixed = replace(SPEC, layers=SPEC.layers[:5] + WINDOWED.layers[5:])
-    plan = plan_memory(mixed, EngineConfig(memory="2GiB", max_num_seqs=8), 0, 16, 4, 16 * GIB)
+    plan = plan_memory(mixed, EngineConfig(memory="2GiB", max_num_seqs=8), 0, HOST, 4)
     full, window = plan.groups
     assert window.num_pages == 8 * pages_for(8192, 16, 1024, 1024)
     assert full.num_pages > 512
     assert dict(plan.rows())["sum"] <= 2 * GIB
-    tight = plan_memory(mixed, EngineConfig(memory="700MiB"), 0, 16, 4, 16 * GIB)
+    tight = plan_memory(mixed, EngineConfig(memory="700MiB"), 0, HOST, 4)
     assert tight.groups[0].num_pages - 512 == tight.groups[1].num_pages - pages_for(8192, 16, 1024, 1024)

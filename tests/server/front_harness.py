@@ -40,7 +40,7 @@ class LiveFront:
         self.call(self._listen)
 
     def open(self) -> None:
-        facts = EngineReady(CONTEXT, VOCAB, 100, 16, 0, 0, {"load": 0.1})
+        facts = EngineReady(CONTEXT, VOCAB, 64, 100, 16, 0, 0, {"load": 0.1})
         self.service.open(self.engine, fake_text(), facts, {"load": 0.1})
 
     async def _listen(self) -> None:

@@ -59,7 +59,15 @@ class EngineConfig(ModelSource):
     seed: int = _model(0, "Seed of requests that bring none (each still differs).", low=0, high=2**63 - 1)
     max_logprobs: int = _model(20, "Most logprobs a request may ask for.", low=0, high=10_000)
 
-    device: Literal["auto", "cpu"] = _device("auto", "Where the model runs; this version runs on the CPU.")
+    device: Literal["auto", "cpu", "cuda"] = _device(
+        "auto", "Where the model runs: on an NVIDIA GPU (cuda) if there is one, else on the CPU."
+    )
+    dtype: Literal["auto", "bfloat16", "float16", "half", "float32", "float"] = _device(
+        "auto", "Type of activations on a GPU (auto: bfloat16). On a CPU they are float32, as exact as any of these."
+    )
+    load_format: Literal["auto", "hf", "safetensors", "gguf", "bitsandbytes", "dummy"] = _device(
+        "auto", "dummy: random weights for benchmarks, from a config.json alone. The others follow from the files."
+    )
     threads: int | None = _device(None, "CPU threads (default: the cores this process may use).", low=1, high=1024)
     memory: str = _device(
         "auto",
@@ -68,8 +76,8 @@ class EngineConfig(ModelSource):
         parse=parse_memory,
         metavar="AMOUNT",
     )
-    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16"] = _device(
-        "auto", "Type of keys and values in pages."
+    kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8"] = _device(
+        "auto", "Type of keys and values in pages (auto: that of the activations; fp8: on a GPU)."
     )
     page_size: int | None = _device(
         None,
@@ -81,9 +89,14 @@ class EngineConfig(ModelSource):
     )
 
     enable_prefix_caching: bool = _schedule(True, "Reuse the pages of prompts that start alike.")
-    max_num_seqs: int = _schedule(64, "Most requests in one step.", low=1, high=4096)
-    max_num_batched_tokens: int = _schedule(
-        1024, "Most tokens in one step: long prompts are cut into chunks of this.", low=1, high=2**20
+    max_num_seqs: int | None = _schedule(
+        None, "Most requests in one step (default: 64 on a CPU, 256 on a GPU).", low=1, high=4096
+    )
+    max_num_batched_tokens: int | None = _schedule(
+        None,
+        "Most tokens in one step: long prompts are cut into chunks of this (default: 1024 on a CPU, 8192 on a GPU).",
+        low=1,
+        high=2**20,
     )
     max_step_ms: int | None = _schedule(
         None,

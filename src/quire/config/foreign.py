@@ -66,14 +66,6 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--cudagraph-capture-sizes",), _NO_COMPILE, ("*",), takes="many"),
     Foreign(("--max-cudagraph-capture-size",), _NO_COMPILE, ("*",)),
     Foreign(("--swap-space",), "preempted requests are computed again, not swapped", ("*",)),
-    Foreign(
-        ("--load-format",), "the format follows from the model", ("auto", "hf", "safetensors", "gguf", "bitsandbytes")
-    ),
-    Foreign(
-        ("--dtype",),
-        "arithmetic is in float32, as exact as the types it takes",
-        ("auto", "float32", "float", "float16", "half", "bfloat16"),
-    ),
     Foreign(("--tokenizer-mode",), "the tokenizer follows from the model", ("auto", "hf")),
     Foreign(("--config-format",), "the format follows from the model", ("auto", "hf")),
     Foreign(("--model-impl",), "the implementation follows from the model", ("auto",)),

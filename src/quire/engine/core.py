@@ -58,7 +58,14 @@ class EngineCore:
             vocab_size=runner.vocab_size,
             max_logprobs=config.max_logprobs,
         )
-        self.scheduler = Scheduler(self.kv, config, runner.vocab_size, self.limits.max_model_len)
+        self.scheduler = Scheduler(
+            self.kv,
+            config,
+            config.max_num_seqs or runner.slots,
+            config.max_num_batched_tokens or runner.step_tokens,
+            runner.vocab_size,
+            self.limits.max_model_len,
+        )
         self.queue = QueueBound(config.max_num_queued_reqs, config.max_num_queued_tokens)
         self._bounded = bounded
         self._clock = clock

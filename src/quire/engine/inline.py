@@ -98,7 +98,9 @@ class ThreadEngine:
         self._thread.start()
         ready = await self._ready
         limits = Limits(ready.max_model_len, ready.vocab_size, self._config.max_logprobs)
-        self._streams = Streams(self._config, limits, lambda request_id: self._inbox.put(Abort([request_id])))
+        self._streams = Streams(
+            self._config, ready.slots, limits, lambda request_id: self._inbox.put(Abort([request_id]))
+        )
         return ready
 
     def generate(self, request: EngineRequest) -> TokenStream:

@@ -108,6 +108,7 @@ class EngineReady(msgspec.Struct, tag="ready"):
 
     max_model_len: int
     vocab_size: int
+    slots: int
     num_pages: int
     page_size: int
     model_bytes: int

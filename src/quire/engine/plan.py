@@ -111,6 +111,8 @@ class Runner(Protocol):
     """One model on one device (or a group of devices), as the engine sees it."""
 
     ahead: int  # steps that may be in flight when the next one is submitted
+    slots: int
+    step_tokens: int  # most tokens in one step
     max_model_len: int
     vocab_size: int
     page_size: int

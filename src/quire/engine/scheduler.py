@@ -74,7 +74,9 @@ class Step:
 class Scheduler:
     """Owns the requests, their slots and their pages."""
 
-    def __init__(self, kv: PageGroups, config: EngineConfig, vocab_size: int, max_model_len: int) -> None:
+    def __init__(
+        self, kv: PageGroups, config: EngineConfig, slots: int, step_tokens: int, vocab_size: int, max_model_len: int
+    ) -> None:
         self.kv = kv
         self.running: list[Request] = []  # in order; the last is preempted first
         self.waiting: list[Request] = []  # in order
@@ -85,10 +87,11 @@ class Scheduler:
         self.cached_tokens = 0
         self._vocab_size = vocab_size
         self._max_model_len = max_model_len
-        self._budget = config.max_num_batched_tokens
+        self._budget = step_tokens
         self._by_priority = config.scheduling_policy == "priority"
         self._caching = config.enable_prefix_caching
-        self._free_slots = list(range(min(config.max_num_seqs, config.max_num_batched_tokens)))
+        self.slots = min(slots, step_tokens)
+        self._free_slots = list(range(self.slots))
         self._released: list[int] = []
         self._promised: dict[bytes, Request] = {}  # keys of prompt pages that a running request will fill
         self._fresh: dict[bytes, Request] = {}  # keys of pages that steps in flight fill, and who fills them

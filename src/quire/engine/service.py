@@ -37,6 +37,7 @@ class EngineService:
         self.ready = EngineReady(
             max_model_len=self.core.limits.max_model_len,
             vocab_size=runner.vocab_size,
+            slots=self.core.scheduler.slots,
             num_pages=self.core.kv.total_pages,
             page_size=runner.page_size,
             model_bytes=runner.model_bytes,

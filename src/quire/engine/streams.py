@@ -96,8 +96,8 @@ def _close(flight: Flight, on_close: Callable[[str], None]) -> None:
 class Streams:
     """Flights by request id, bounded as the engine's queue is, so that a full one is known without asking it."""
 
-    def __init__(self, config: EngineConfig, limits: Limits, on_close: Callable[[str], None]) -> None:
-        self._slots = config.max_num_seqs
+    def __init__(self, config: EngineConfig, slots: int, limits: Limits, on_close: Callable[[str], None]) -> None:
+        self._slots = slots
         self.limits = limits
         self._bound = QueueBound(config.max_num_queued_reqs, config.max_num_queued_tokens)
         self._flights: dict[str, Flight] = {}

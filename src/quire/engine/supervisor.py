@@ -296,7 +296,7 @@ class Supervisor:
         self.up = True
         if self.streams is None:
             limits = Limits(ready.max_model_len, ready.vocab_size, self._config.max_logprobs)
-            self.streams = Streams(self._config, limits, lambda request_id: self.aborted([request_id]))
+            self.streams = Streams(self._config, ready.slots, limits, lambda request_id: self.aborted([request_id]))
             self._quarantine = Quarantine(self.streams, self.send, self._policy.max_crashes)
         if not self.ready.done():
             self.ready.set_result(ready)

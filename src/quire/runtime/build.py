@@ -12,6 +12,7 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
+from quire.model.dummy import DummyLoader
 from quire.model.fallback import FallbackLoader
 from quire.model.families import FAMILIES, family_of
 from quire.model.loader import Loader
@@ -21,7 +22,8 @@ from quire.ops.cpu.load import default_threads
 from quire.runtime.devices import DeviceFacts, device_of
 from quire.runtime.memory import MemoryPlan, plan_memory
 from quire.runtime.runner import ModelRunner
-from quire.weights.checkpoint import Checkpoint, open_checkpoint
+from quire.weights.checkpoint import open_checkpoint
+from quire.weights.hf_checkpoint import read_config
 from quire.weights.sources import locate
 
 if TYPE_CHECKING:
@@ -48,7 +50,7 @@ class Blueprint:
     """A checked checkpoint with its spec and memory plan; no weights read yet."""
 
     spec: DecoderSpec
-    loader: Loader | FallbackLoader
+    loader: Loader | FallbackLoader | DummyLoader
     device: DeviceFacts
     memory: MemoryPlan
     threads: int
@@ -59,10 +61,9 @@ def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
     """Raises ``CheckpointError`` or ``MemoryTooSmall`` before anything large is read. ``ops``: if not the device's."""
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
-    checkpoint = open_checkpoint(locate(config))
     device = device_of(config)
     ops = ops or _ops(device, threads)
-    loader = _loader(checkpoint, ops)
+    loader = _loader(config, ops)
     kv_dtype = device.kv_dtype(config)
     memory = plan_memory(loader.spec, config, loader.check(), device, kv_dtype.itemsize)
     return Blueprint(loader.spec, loader, device, memory, threads, ops)
@@ -98,9 +99,15 @@ def _ops(device: DeviceFacts, threads: int) -> Ops:
     return backend("triton", dtype=device.dtype)
 
 
-def _loader(checkpoint: Checkpoint, ops: Ops, quantization: str | None) -> Loader | FallbackLoader:
+def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLoader:
     """The loader of the architecture's family, or the one that goes through Transformers."""
+    path = locate(config)
+    if config.load_format == "dummy":
+        settings = read_config(path)
+        family = family_of(settings)
+        return DummyLoader(family.spec(settings), family.WEIGHTS, ops)
+    checkpoint = open_checkpoint(path)
     if checkpoint.config.get("model_type") not in FAMILIES and checkpoint.path.is_dir():
         return FallbackLoader(checkpoint.path, checkpoint.config, ops)
     family = family_of(checkpoint.config)
-    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops, quantization)
+    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops, config.quantization)

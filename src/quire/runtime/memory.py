@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from quire.config.engine import EngineConfig
 from quire.config.values import memory_bytes
 from quire.engine.plan import KVGroup
 from quire.model.decoder import kv_windows
 from quire.model.spec import DecoderSpec
+from quire.runtime.devices import DeviceFacts
 
 MIB = 1 << 20
-# What auto gives to pages on a CPU: prompts of a few users at once, on a machine that has other work too.
-_AUTO_KV_BYTES = 384 * MIB
-_PROCESS_BYTES = 330 * MIB  # interpreter, torch and the front end, before any model
 _LOGIT_ROWS = 64
 
 
@@ -66,48 +62,41 @@ def pages_for(tokens: int, page_size: int, window: int | None, chunk: int) -> in
 def page_bytes(spec: DecoderSpec, window: int | None, page_size: int, item_bytes: int) -> int:
     """Bytes of one page of a group: keys and values of all its layers."""
     layers = [layer.attention for layer in spec.layers if layer.attention.window == window]
-    return sum(2 * a.kv_heads * a.head_dim for a in layers) * page_size * item_bytes
+    return sum(a.page_bytes(page_size, item_bytes) for a in layers)
 
 
 def plan_memory(
-    spec: DecoderSpec, config: EngineConfig, weights: int, page_size: int, kv_item_bytes: int, device_bytes: int
+    spec: DecoderSpec, config: EngineConfig, weights: int, device: DeviceFacts, kv_item_bytes: int
 ) -> MemoryPlan:
     """Fit context and pages into the configured memory. Raises ``MemoryTooSmall``."""
+    slots, chunk, page_size = device.slots(config), device.step_tokens(config), device.pages(config)
     wanted_len = config.max_model_len or spec.max_position
-    if wanted_len > spec.max_position:
+    if wanted_len > max(spec.max_position, spec.max_stretched_position):
         raise MemoryTooSmall(
             f"--max-model-len {wanted_len} is beyond the model's {spec.max_position} positions; choose at most that."
         )
     windows = kv_windows(spec)
-    chunk = config.max_num_batched_tokens
-    workspace = _workspace_bytes(spec, config)
-    total = memory_bytes(config.memory, device_bytes)
+    workspace = _workspace_bytes(spec, slots, chunk, device.activation_bytes)
+    total = memory_bytes(config.memory, device.memory)
     per_page = [page_bytes(spec, w, page_size, kv_item_bytes) for w in windows]
 
     def request_bytes(tokens: int) -> int:
         return sum(pages_for(tokens, page_size, w, chunk) * b for w, b in zip(windows, per_page, strict=True))
 
-    room = (total or device_bytes) - weights - workspace - _PROCESS_BYTES
+    room = (total or device.memory) - weights - workspace - device.process
     max_len = wanted_len
     if request_bytes(max_len) > room:
         if config.max_model_len is not None or room <= 0:
-            raise MemoryTooSmall(_too_small(request_bytes(max_len), weights, workspace, total or device_bytes))
+            raise MemoryTooSmall(_too_small(request_bytes(max_len), weights, workspace, total or device.memory))
         max_len = _longest(request_bytes, wanted_len, room, page_size)
     if max_len < min(wanted_len, 2 * page_size):
-        raise MemoryTooSmall(_too_small(request_bytes(wanted_len), weights, workspace, total or device_bytes))
-    most = request_bytes(max_len) * config.max_num_seqs
-    kv = min(most, room) if total is not None else min(most, room, max(_AUTO_KV_BYTES, request_bytes(max_len)))
-    groups = _split_pages(kv, max_len, windows, per_page, page_size, chunk, config.max_num_seqs)
+        raise MemoryTooSmall(_too_small(request_bytes(wanted_len), weights, workspace, total or device.memory))
+    most = request_bytes(max_len) * slots
+    auto = room if device.auto_kv is None else max(device.auto_kv, request_bytes(max_len))
+    kv = min(most, room, auto if total is None else room)
+    groups = _split_pages(kv, max_len, windows, per_page, page_size, chunk, slots)
     kv = sum(g.num_pages * b for g, b in zip(groups, per_page, strict=True))
-    return MemoryPlan(weights, kv, workspace, _PROCESS_BYTES, total, max_len, page_size, groups, chunk)
-
-
-def device_memory() -> int:
-    """Bytes of memory this process may use: the machine's, or its cgroup's limit where that is lower."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = Path("/sys/fs/cgroup/memory.max")
-    text = limit.read_text().strip() if limit.exists() else "max"
-    return min(total, int(text)) if text.isdigit() else total
+    return MemoryPlan(weights, kv, workspace, device.process, total, max_len, page_size, groups, chunk)
 
 
 def _split_pages(
@@ -137,10 +126,10 @@ def _split_pages(
     return tuple(KVGroup(w, c) for w, c in zip(windows, counts, strict=True))
 
 
-def _workspace_bytes(spec: DecoderSpec, config: EngineConfig) -> int:
+def _workspace_bytes(spec: DecoderSpec, slots: int, chunk: int, item_bytes: int) -> int:
     widest = max(2 * layer.mlp.size for layer in spec.layers)
-    rows = min(config.max_num_seqs, _LOGIT_ROWS)
-    return 4 * (config.max_num_batched_tokens * (2 * widest + 4 * spec.hidden_size) + rows * spec.vocab_size)
+    rows = min(slots, _LOGIT_ROWS)
+    return item_bytes * chunk * (2 * widest + 4 * spec.hidden_size) + 4 * rows * spec.vocab_size
 
 
 def _longest(request_bytes: Callable[[int], int], wanted: int, room: int, page_size: int) -> int:

@@ -9,6 +9,8 @@ import torch
 from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import KVGroup, Landed, SlotResult, SlotWork, StepPlan
 from quire.model.decoder import Model, kv_windows
+from quire.model.spec import DecoderSpec
+from quire.model.states import new_pages as layer_pages
 from quire.ops.backend import Ops, Pages
 from quire.runtime.graphs import DecodeGraphs
 from quire.runtime.memory import MemoryPlan
@@ -23,11 +25,15 @@ class ModelRunner:
 
     ahead = 0
 
-    def __init__(self, decoder: Model, ops: Ops, plan: MemoryPlan, slots: int, kv_dtype: torch.dtype) -> None:
+    def __init__(
+        self, decoder: Model, ops: Ops, plan: MemoryPlan, slots: int, step_tokens: int, kv_dtype: torch.dtype
+    ) -> None:
         spec = decoder.spec
         self.max_model_len = plan.max_model_len
         self.vocab_size = spec.vocab_size
         self.page_size = plan.page_size
+        self.slots = slots
+        self.step_tokens = step_tokens
         self.groups: list[KVGroup] = list(plan.groups)
         self.kv_bytes = plan.kv
         self.model_bytes = plan.weights
@@ -35,7 +41,7 @@ class ModelRunner:
         self._decoder = decoder
         self._state = SlotState(slots, plan.max_model_len, plan.page_size, plan.groups)
         self._sampler = Sampler(ops, spec.vocab_size, torch.device("cpu"))
-        self._pages = _new_pages(decoder, ops, plan, kv_dtype)
+        self._pages = new_pages(spec, ops, plan, kv_dtype)
         self._graphs = DecodeGraphs(decoder, ops, self._pages, -(-plan.max_model_len // plan.page_size))
 
     def submit(self, plan: StepPlan) -> Landed:
@@ -101,9 +107,9 @@ class ModelRunner:
         return found
 
 
-def _new_pages(decoder: Model, ops: Ops, plan: MemoryPlan, dtype: torch.dtype) -> list[Pages]:
-    num_pages = dict(zip(kv_windows(decoder.spec), (g.num_pages for g in plan.groups), strict=True))
+def new_pages(spec: DecoderSpec, ops: Ops, plan: MemoryPlan, dtype: torch.dtype) -> list[Pages]:
+    num_pages = dict(zip(kv_windows(spec), (g.num_pages for g in plan.groups), strict=True))
     return [
-        ops.new_pages(num_pages[a.window], plan.page_size, a.kv_heads, a.head_dim, dtype)
-        for a in (layer.attention for layer in decoder.spec.layers)
+        layer_pages(a, ops, num_pages[a.window], plan.page_size, dtype)
+        for a in (layer.attention for layer in spec.layers)
     ]

@@ -1,4 +1,4 @@
-"""What the runner knows of each slot: its tokens, page tables, counters and sampling parameters, as arrays over slots."""
+"""What the runner knows of each slot, as arrays over slots: tokens, page tables, counters, sampling parameters."""
 
 from __future__ import annotations
 

@@ -20,10 +20,7 @@ MAX_JSON = 256 * 1024 * 1024
 class HFCheckpoint:
     def __init__(self, path: Path) -> None:
         self.path = path
-        config = read_json(path / "config.json")
-        if config is None:
-            raise CheckpointError(f"{path.name} is no model directory: it holds no config.json.")
-        self.config: Mapping[str, Any] = with_flat_rope(config)
+        self.config: Mapping[str, Any] = read_config(path)
         self.generation_config: Mapping[str, Any] = read_json(path / "generation_config.json") or {}
         self._files: dict[str, SafetensorsFile] = {}
         self._infos: dict[str, TensorInfo] = {}
@@ -48,6 +45,14 @@ class HFCheckpoint:
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> RawTensor:
         info = lookup(self._infos, self.path.name, name, shape)
         return RawTensor(info.type, info.shape, self._files[name].raw(name))
+
+
+def read_config(path: Path) -> Mapping[str, Any]:
+    """A model directory's config.json. Raises ``CheckpointError``."""
+    config = read_json(path / "config.json")
+    if config is None:
+        raise CheckpointError(f"{path.name} is no model directory: it holds no config.json.")
+    return with_flat_rope(config)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,177 @@
+"""One model on one GPU: the state of requests stays there, and the host plans a step while the last one runs."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from quire.engine.messages import TokenLogprobs
+from quire.engine.plan import Flight, KVGroup, Landed, SlotResult, SlotWork, StepPlan
+from quire.model.decoder import Model, Step
+from quire.ops.backend import Ops
+from quire.ops.triton.step import commit, prepare
+from quire.runtime.device_graphs import DeviceGraphs, StepOutput, StepShape, decode_sizes, mixed_sizes
+from quire.runtime.device_state import DeviceState
+from quire.runtime.memory import MemoryPlan
+from quire.runtime.runner import NOT_A_NUMBER, new_pages
+from quire.runtime.sampler import LogprobRows, Sampler, SlotLogprobs, prompt_logprobs
+
+
+class DeviceRunner:
+    """Implements ``engine.plan.Runner``."""
+
+    ahead = 1
+
+    def __init__(
+        self, decoder: Model, ops: Ops, plan: MemoryPlan, slots: int, step_tokens: int, kv_dtype: torch.dtype
+    ) -> None:
+        self.max_model_len = plan.max_model_len
+        self.vocab_size = decoder.spec.vocab_size
+        self.page_size = plan.page_size
+        self.groups: list[KVGroup] = list(plan.groups)
+        self.slots = slots
+        self.step_tokens = step_tokens
+        self.kv_bytes = plan.kv
+        self.model_bytes = plan.weights
+        self.phases: dict[str, float] = {}
+        self._decoder = decoder
+        self._device = ops.device
+        self._state = DeviceState(slots, plan.max_model_len, step_tokens, plan.page_size, plan.groups, ops.device)
+        self._sampler = Sampler(ops, decoder.spec.vocab_size, ops.device)
+        self._pages = new_pages(decoder.spec, ops, plan, kv_dtype)
+        self._graphs = DeviceGraphs(self._compute)
+        self._decode_sizes: list[int] = []
+        self._mixed_sizes: list[int] = []
+
+    def capture(self) -> None:
+        """Compile all kernels and capture graphs of the common sizes. Until then steps run unpadded, by launches."""
+        decode, mixed = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+        with torch.inference_mode():
+            self._state.pad_all()
+            self._graphs.capture(StepShape(n, n, decode=True) for n in decode)
+            self._graphs.capture(StepShape(n, self.slots, decode=False) for n in mixed)
+            for size in (decode[-1], decode[0]):
+                self._finish(self._graphs.run(StepShape(size, size, decode=True)), size, None, {})
+            size = mixed[-1] if mixed else self.slots
+            self._finish(self._graphs.run(StepShape(size, self.slots, decode=False)), self.slots, [], {})
+        self._decode_sizes, self._mixed_sizes = decode, mixed
+        torch.cuda.synchronize()
+
+    def submit(self, plan: StepPlan) -> Flight:
+        with torch.inference_mode():
+            for slot in plan.release:
+                self._sampler.release(slot)
+            for admit in plan.admit:
+                self._state.admit(admit)
+                self._sampler.admit(admit)
+            for grant in plan.pages:
+                self._state.grant(grant)
+            if not plan.work:
+                self._state.flush()
+                return Landed([])
+            return self._step(plan.work)
+
+    def _step(self, work: Sequence[SlotWork]) -> _DeviceFlight:
+        state = self._state
+        shape = self._shape(work)
+        state.work(work, shape.rows, shape.decode)
+        state.flush()
+        output = self._graphs.run(shape)
+        sampling = {row: w.slot for row, w in enumerate(work) if w.sample}
+        prompts = self._prompt_logprobs(work, output.hidden)
+        tokens, logprobs = self._finish(output, shape.rows, None if shape.decode else work, sampling)
+        state.advance(work)
+        return _DeviceFlight(
+            tokens.to("cpu", non_blocking=True),
+            sampling,
+            SlotLogprobs(logprobs.slots, logprobs.rows.to_host()) if logprobs else None,
+            prompts,
+            _event(self._device),
+        )
+
+    def _shape(self, work: Sequence[SlotWork]) -> StepShape:
+        rows, tokens = len(work), sum(w.count for w in work)
+        decode = all(w.count == 1 and w.sample for w in work)
+        sizes = self._decode_sizes if decode else self._mixed_sizes
+        if not sizes or tokens > sizes[-1]:
+            return StepShape(tokens, rows, decode)
+        size = sizes[bisect_left(sizes, tokens)]
+        return StepShape(size, size if decode else self.slots, decode)
+
+    def _compute(self, shape: StepShape) -> StepOutput:
+        """The rows named in the state, from token ids to logits."""
+        state = self._state
+        step = state.step_tensors(shape.tokens, shape.rows, max_query=1 if shape.decode else shape.tokens)
+        start = state.query_start[: shape.rows + 1]
+        prepare(state.rows[: shape.rows], state.slots, step, None if shape.decode else start)
+        hidden = self._decoder.forward(Step(step.token_ids, step.attention), self._pages)
+        last = hidden if shape.decode else hidden[(start[1:] - 1).clamp(min=0)]
+        return StepOutput(hidden, self._decoder.logits(last), step.sample)
+
+    def _finish(
+        self, output: StepOutput, rows: int, work: Sequence[SlotWork] | None, sampling: dict[int, int]
+    ) -> tuple[torch.Tensor, SlotLogprobs | None]:
+        """Sample, and append the tokens to their slots. ``work``: ``None`` in a decode step."""
+        state = self._state
+        tokens, logprobs = self._sampler.sample(output.logits, sampling, output.sample, state)
+        mixed = work is not None
+        commit(
+            state.rows[:rows],
+            tokens,
+            state.slots,
+            state.counts[:rows] if mixed else None,
+            state.token_row[:rows] if mixed else None,
+        )
+        return tokens, logprobs
+
+    def _prompt_logprobs(self, work: Sequence[SlotWork], hidden: torch.Tensor) -> dict[int, list[LogprobRows]]:
+        found: dict[int, list[LogprobRows]] = {}
+        begin = 0
+        for w in work:
+            top = self._sampler.params(w.slot).prompt_logprobs
+            first = int(self._state.computed[w.slot])
+            count = min(w.count, int(self._state.prompt_len[w.slot]) - 1 - first)
+            if top is not None and count > 0:
+                targets = self._state.tokens[w.slot, first + 1 : first + 1 + count].to(torch.int64)
+                parts = prompt_logprobs(self._decoder, hidden[begin : begin + count], targets, top)
+                found[w.slot] = [part.to_host() for part in parts]
+            begin += w.count
+        return found
+
+
+@dataclass(frozen=True)
+class _DeviceFlight:
+    """Results on their way to host memory, all there once ``done`` has happened."""
+
+    tokens: torch.Tensor
+    sampling: dict[int, int]  # row -> slot
+    logprobs: SlotLogprobs | None
+    prompts: dict[int, list[LogprobRows]]
+    done: torch.cuda.Event | None
+
+    def land(self) -> list[SlotResult]:
+        if self.done is not None:
+            self.done.synchronize()
+        tokens = self.tokens.tolist()
+        logprobs: dict[int, TokenLogprobs] = self.logprobs.by_slot() if self.logprobs else {}
+        results = {
+            slot: SlotResult(slot, tokens[row], logprobs.get(slot))
+            if tokens[row] >= 0
+            else SlotResult(slot, error=NOT_A_NUMBER)
+            for row, slot in self.sampling.items()
+        }
+        for slot, parts in self.prompts.items():
+            rows = [row for part in parts for row in part.lists()]
+            results.setdefault(slot, SlotResult(slot)).prompt_logprobs = rows
+        return list(results.values())
+
+
+def _event(device: torch.device) -> torch.cuda.Event | None:
+    if device.type != "cuda":
+        return None
+    event = torch.cuda.Event()
+    event.record()
+    return event

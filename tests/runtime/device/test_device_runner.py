@@ -1,0 +1,148 @@
+"""The device's runner gives the same tokens as the host's, whatever the requests ask for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from quire.config.engine import EngineConfig
+from quire.engine.inline import InlineEngine
+from quire.engine.messages import EngineRequest, TokenDelta
+from quire.engine.plan import KVGroup
+from quire.ops.triton import TritonOps
+from quire.params import SamplingParams
+from quire.runtime.build import build_runner, make_blueprint
+from quire.runtime.device_runner import DeviceRunner
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+OPTIONS: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 96, "page_size": 16}
+VOCAB = 160
+MODELS: dict[str, dict[str, Any]] = {
+    "full": {"model_type": "llama", "num_key_value_heads": 2},
+    "windows": {
+        "model_type": "gemma3_text",
+        "num_key_value_heads": 1,
+        "sliding_window": 20,
+        "head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    paths = {}
+    for name, settings in MODELS.items():
+        torch.manual_seed(0)
+        config = AutoConfig.for_model(
+            **settings,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=VOCAB,
+            max_position_embeddings=128,
+            initializer_range=0.3,
+        )
+        paths[name] = tmp_path_factory.mktemp(name)
+        AutoModelForCausalLM.from_config(config, dtype=torch.float32).save_pretrained(paths[name])
+    return paths
+
+
+def device_engine(path: Path, pages: int | None = None) -> InlineEngine:
+    """``pages``: how many each group has, if not as many as memory holds."""
+    config = EngineConfig(model=str(path), **OPTIONS)
+    b = make_blueprint(config, ops := TritonOps(DEVICE, torch.float32))
+    decoder = b.loader.decoder(1, b.memory.max_model_len)
+    runner = DeviceRunner(decoder, ops, b.memory, 4, 32, torch.float32)
+    if DEVICE == "cuda":
+        runner.capture()
+    if pages is not None:
+        runner.groups = [KVGroup(group.window, pages) for group in runner.groups]
+    return InlineEngine(runner, config)
+
+
+def host_engine(path: Path) -> InlineEngine:
+    config = EngineConfig(model=str(path), **OPTIONS)
+    return InlineEngine(build_runner(config), config)
+
+
+def ask(name: str, prompt: list[int], **params: Any) -> EngineRequest:
+    seed = params.pop("seed", 0)
+    words = params.pop("bad_words_token_ids", [])
+    sampling = SamplingParams(**{"max_tokens": 5, "temperature": 0.0, "ignore_eos": True, **params})
+    return EngineRequest(name, prompt, sampling, seed=seed, bad_words_token_ids=words)
+
+
+def prompt(length: int, seed: int) -> list[int]:
+    return torch.randint(0, VOCAB, (length,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def run(engine: InlineEngine, requests: list[EngineRequest]) -> dict[str, list[TokenDelta]]:
+    for request in requests:
+        engine.add(request)
+    found: dict[str, list[TokenDelta]] = {request.request_id: [] for request in requests}
+    for delta in engine.run():
+        found[delta.request_id].append(delta)
+    return found
+
+
+def tokens(deltas: list[TokenDelta]) -> list[int]:
+    assert deltas[-1].finish_reason in ("stop", "length"), deltas[-1].error
+    return [token for delta in deltas for token in delta.token_ids]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_tokens_are_those_of_the_host(models: dict[str, Path], name: str) -> None:
+    """Chunked prompts beside decodes, a shared prefix, a stop in the middle, edits of the logits, seeds."""
+    shared = prompt(40, 1)
+    requests = [
+        ask("long", prompt(45, 2)),
+        ask("shared", [*shared, 5]),
+        ask("shared too", [*shared, 6], temperature=0.9, seed=3),
+        ask("short", prompt(3, 4), max_tokens=8),
+        ask("filtered", prompt(9, 5), temperature=1.2, top_k=7, top_p=0.8, seed=9),
+        ask("penalties", prompt(9, 6), repetition_penalty=1.5, presence_penalty=0.5, frequency_penalty=0.2),
+        ask("biased", prompt(9, 7), logit_bias={3: 4.0, 8: -100.0}, bad_words_token_ids=[[11], [3, 3]]),
+        ask("allowed", prompt(9, 8), allowed_token_ids=[4, 9, 100], temperature=1.0, seed=1),
+    ]
+    model = models[name]
+    engine = device_engine(model)
+    host, device = run(host_engine(model), requests), run(engine, requests)
+    assert {name: tokens(d) for name, d in device.items()} == {name: tokens(d) for name, d in host.items()}
+    assert engine.core.kv.free_pages == engine.core.kv.total_pages
+    short = tokens(host["short"])
+    early = ask("early", prompt(3, 4), stop_token_ids=[short[3]], max_tokens=8)
+    again = run(engine, [requests[0], early])  # one from the prefix cache, one that ends while a step is in flight
+    assert tokens(again["long"]) == tokens(host["long"])
+    assert tokens(again["early"]) == short[: short.index(short[3]) + 1]
+
+
+def test_preemption(models: dict[str, Path]) -> None:
+    model = models["full"]
+    requests = [ask(str(i), prompt(26 + i, i), max_tokens=8) for i in range(3)]
+    host = run(host_engine(model), requests)
+    engine = device_engine(model, pages=5)
+    device = run(engine, requests)
+    assert engine.stats().preemptions
+    assert {name: tokens(d) for name, d in device.items()} == {name: tokens(d) for name, d in host.items()}
+
+
+def test_logprobs(models: dict[str, Path]) -> None:
+    model = models["full"]
+    requests = [ask("a", prompt(40, 1), logprobs=3, prompt_logprobs=2), ask("b", prompt(4, 2), logprobs=0)]
+    host, device = run(host_engine(model), requests), run(device_engine(model), requests)
+    for name in ("a", "b"):
+        for part in ("logprobs", "prompt_logprobs"):
+            wanted = [row for d in host[name] for row in getattr(d, part) or []]
+            found = [row for d in device[name] for row in getattr(d, part) or []]
+            assert len(wanted) == len(found)
+            for w, f in zip(wanted, found, strict=True):
+                assert (w is None) == (f is None)
+                if w is not None:
+                    assert (f.token_ids, f.ranks) == (w.token_ids, w.ranks)
+                    assert f.logprobs == pytest.approx(w.logprobs, abs=1e-4)
