@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quire.model.rope import check_scaling
+from quire.model.rope import check_scaling, stretched
 from quire.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from quire.weights.errors import CheckpointError
 
@@ -21,6 +21,15 @@ _ACTIVATIONS: dict[str, Activation] = {
     "relu": "relu",
     "relu2": "relu2",
 }
+
+
+class UnsupportedVariant(CheckpointError):
+    """A family's model with a setting that the decoder has nothing for; Transformers may run it."""
+
+
+def renamed(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
+    """``config`` with fields under the usual names too: ``usual="own"``."""
+    return {usual: config[own] for usual, own in names.items() if config.get(own) is not None} | dict(config)
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,23 @@ class ConfigReader:
             raise CheckpointError(f"The model's config has no usable {key}: a positive number is needed.")
         return float(value)
 
+    def flag(self, key: str, default: bool = False) -> bool:
+        value = self.config.get(key)
+        value = default if value is None else value
+        if not isinstance(value, bool):
+            raise CheckpointError(f"The model's config has no usable {key}: true or false is needed.")
+        return value
+
+    def layer_norm(self, key: str, bias: bool = True) -> NormSpec:
+        """A layer norm with the epsilon called ``key``."""
+        return NormSpec("layer", eps=self.number(key, 1e-5), bias=bias)
+
+    def refuse(self, *keys: str) -> None:
+        """Raises ``UnsupportedVariant`` for the first of ``keys`` that is set."""
+        for key in keys:
+            if self.config.get(key):
+                raise UnsupportedVariant(f"Models of this family with {key} set are not supported natively.")
+
     def experts(self, *keys: str) -> tuple[int, int]:
         """How many experts there are, by the first of ``keys`` that is there, and how many a token goes through."""
         key = next((key for key in keys if key in self.config), keys[0])
@@ -61,20 +87,35 @@ class ConfigReader:
             raise CheckpointError(f"The activation {str(name)[:40]!r} ({key}) is not supported.")
         return _ACTIVATIONS[name]
 
-    def rope(self, head_dim: int) -> RopeSpec:
-        scaling = dict(self.config.get("rope_scaling") or {})
-        kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
-        if kind == "yarn":
-            scaling.setdefault("original_max_position_embeddings", self.count("max_position_embeddings"))
-        factor = float(scaling.get("partial_rotary_factor") or self.config.get("partial_rotary_factor") or 1.0)
+    def rope(
+        self, head_dim: int, *, base: float = 10_000.0, partial: float = 1.0, interleaved: bool = False
+    ) -> RopeSpec:
+        """``base`` and ``partial`` (the part of a head that is rotated): where the config doesn't say."""
+        scaling = self._rope_scaling()
+        partial = float(scaling.pop("partial_rotary_factor", None) or self.number("partial_rotary_factor", partial))
         numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in scaling.items() if v is not None}
         rope = RopeSpec(
-            self.number("rope_theta", 10_000.0),
-            int(head_dim * factor),
-            tuple(sorted({"rope_type": kind, **numbers}.items())) if kind != "default" else (),
+            self.number("rope_theta", base),
+            int(head_dim * partial),
+            tuple(sorted(numbers.items())) if numbers["rope_type"] != "default" else (),
+            interleaved,
         )
         check_scaling(rope)
         return rope
+
+    def _rope_scaling(self) -> dict[str, Any]:
+        """``rope_scaling`` with all that its kind needs; the fields that Transformers takes from elsewhere too."""
+        scaling = dict(self.config.get("rope_scaling") or {})
+        kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
+        kind = "longrope" if "long_factor" in scaling else kind  # it was called su and yarn at first
+        positions, original = "max_position_embeddings", "original_max_position_embeddings"
+        if kind in ("yarn", "llama3", "longrope"):
+            scaling[original] = self.config.get(original) or scaling.get(original) or self.count(positions)
+        if kind == "dynamic":
+            scaling[original] = self.count(positions)
+        if kind in ("yarn", "longrope") and scaling.get("factor") is None:
+            scaling["factor"] = self.count(positions) / float(scaling[original])
+        return scaling | {"rope_type": kind}
 
     def window(self) -> int | None:
         return None if self.config.get("sliding_window") is None else self.count("sliding_window")
@@ -113,11 +154,14 @@ class ConfigReader:
     ) -> DecoderSpec:
         """``tied_head``: whether it is where the config doesn't say."""
         tied = self.config.get("tie_word_embeddings")
+        positions = self.count("max_position_embeddings")
+        ropes = {layer.attention.rope for layer in layers if layer.attention.rope}
         return DecoderSpec(
             family=family,
             hidden_size=self.count("hidden_size"),
             vocab_size=self.count("vocab_size"),
-            max_position=self.count("max_position_embeddings"),
+            max_position=positions,
+            max_stretched_position=max([positions, *(stretched(rope, positions) for rope in ropes)]),
             layers=layers,
             final_norm=final_norm,
             tied_head=tied_head if tied is None else bool(tied),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,17 +12,38 @@ from quire.model.spec import RopeSpec
 from quire.weights.errors import CheckpointError
 
 Scaling = Mapping[str, Any]
+_ORIGINAL = "original_max_position_embeddings"
 
 
 def cos_sin_table(rope: RopeSpec, positions: int) -> torch.Tensor:
-    """float32 ``[positions, rotary_dim]``: cosines of the ``rotary_dim / 2`` frequencies, then their sines."""
+    """float32 ``[positions, rotary_dim]``: cosines of the ``rotary_dim / 2`` frequencies, then their sines.
+
+    Scalings that depend on a sequence's length (dynamic, longrope) take ``positions`` for it, so that all sequences,
+    and so their cached pages, share one table.
+    """
+    frequencies, factor = _frequencies(rope, positions)
+    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
+    return torch.cat([angles.cos(), angles.sin()], dim=1) * factor
+
+
+def _frequencies(rope: RopeSpec, length: float) -> tuple[torch.Tensor, float]:
+    """Radians a position, ``[rotary_dim / 2]``, and what cosines and sines are multiplied by."""
     exponents = torch.arange(0, rope.rotary_dim, 2, dtype=torch.int64).float() / rope.rotary_dim
     scaling = dict(rope.scaling)
     kind = str(scaling.get("rope_type", "default"))
-    frequencies = _SCALINGS[kind](1.0 / rope.base**exponents, scaling | {"base": rope.base})
-    angles = torch.outer(torch.arange(positions, dtype=torch.float32), frequencies)
-    factor = _yarn_factor(scaling) if kind == "yarn" else 1.0
-    return torch.cat([angles.cos(), angles.sin()], dim=1) * factor
+    frequencies = _SCALINGS[kind](1.0 / rope.base**exponents, scaling | {"base": rope.base, "length": length})
+    return frequencies, _FACTORS[kind](scaling) if kind in _FACTORS else 1.0
+
+
+def stretched(rope: RopeSpec, max_position: int) -> int:
+    """How many positions a model of ``max_position`` can be run with, thanks to the scaling."""
+    scaling = dict(rope.scaling)
+    kind = scaling.get("rope_type")
+    if kind in ("linear", "dynamic"):
+        return int(max_position * float(str(scaling["factor"])))
+    if kind == "yarn":
+        return max(max_position, int(float(str(scaling["factor"])) * int(str(scaling[_ORIGINAL]))))
+    return max_position
 
 
 def check_scaling(rope: RopeSpec) -> None:
@@ -32,7 +53,8 @@ def check_scaling(rope: RopeSpec) -> None:
     if kind not in _SCALINGS:
         raise CheckpointError(f"The rope scaling {kind[:40]!r} is not supported; supported are {', '.join(_SCALINGS)}.")
     try:
-        cos_sin_table(rope, 1)
+        for length in (1, math.inf):
+            _frequencies(rope, length)
     except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
         raise CheckpointError(f"The rope scaling {kind!r} of the model's config lacks or spoils a number.") from error
 
@@ -45,10 +67,25 @@ def _linear(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     return frequencies / float(scaling["factor"])
 
 
+def _dynamic(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """The base grows with the length, so that the slowest frequency is stretched as linear scaling would."""
+    factor, original, rotary_dim = float(scaling["factor"]), float(scaling[_ORIGINAL]), 2 * len(frequencies)
+    growth = (factor * max(float(scaling["length"]), original) / original - (factor - 1)) ** (
+        rotary_dim / (rotary_dim - 2)
+    )
+    return frequencies / growth ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
+
+
+def _longrope(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
+    """LongRoPE (arXiv:2402.13753): a divisor for each frequency, of two sets: for short and for long contexts."""
+    long = float(scaling["length"]) > float(scaling[_ORIGINAL])
+    return _divided(frequencies, scaling["long_factor" if long else "short_factor"])
+
+
 def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """Llama 3.1's scaling: long wavelengths are stretched by ``factor``, short ones kept, those between blended."""
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(scaling["original_max_position_embeddings"])
+    original = float(scaling[_ORIGINAL])
     wavelength = 2 * math.pi / frequencies
     blend = ((original / wavelength - low) / (high - low)).clamp(0, 1)
     return frequencies / factor * (1 - blend) + frequencies * blend
@@ -56,7 +93,7 @@ def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 def _yarn(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """YaRN (arXiv:2309.00071): slow frequencies are stretched, fast ones kept, those between blended."""
-    base, original = float(scaling["base"]), float(scaling["original_max_position_embeddings"])
+    base, original = float(scaling["base"]), float(scaling[_ORIGINAL])
 
     def index(turns: float) -> float:
         """Of the frequency that turns so often over the original length."""
@@ -84,15 +121,31 @@ def _yarn_factor(scaling: Scaling) -> float:
     return yarn_mscale(factor, own) / yarn_mscale(factor, all_dims) if own and all_dims else yarn_mscale(factor)
 
 
+def _longrope_factor(scaling: Scaling) -> float:
+    if scaling.get("attention_factor") is not None:
+        return float(scaling["attention_factor"])
+    factor = float(scaling["factor"])
+    return math.sqrt(1 + math.log(factor) / math.log(float(scaling[_ORIGINAL]))) if factor > 1 else 1.0
+
+
 def _factors(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """A divisor for each frequency, as GGUF files carry them."""
-    return frequencies / torch.tensor(scaling["factors"], dtype=torch.float32)
+    return _divided(frequencies, scaling["factors"])
+
+
+def _divided(frequencies: torch.Tensor, divisors: Sequence[float]) -> torch.Tensor:
+    if len(divisors) != len(frequencies):
+        raise ValueError(f"{len(divisors)} factors for {len(frequencies)} frequencies")
+    return frequencies / torch.tensor(divisors, dtype=torch.float32)
 
 
 _SCALINGS: dict[str, Callable[[torch.Tensor, Scaling], torch.Tensor]] = {
     "default": _default,
     "linear": _linear,
+    "dynamic": _dynamic,
     "llama3": _llama3,
     "yarn": _yarn,
+    "longrope": _longrope,
     "factors": _factors,
 }
+_FACTORS: dict[str, Callable[[Scaling], float]] = {"yarn": _yarn_factor, "longrope": _longrope_factor}

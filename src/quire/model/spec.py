@@ -147,3 +147,4 @@ class DecoderSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     eos_token_ids: tuple[int, ...] = field(default=())
+    max_stretched_position: int = 0  # how far scaled rotary embeddings reach, where that is asked for

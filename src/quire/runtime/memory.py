@@ -71,9 +71,10 @@ def plan_memory(
     """Fit context and pages into the configured memory. Raises ``MemoryTooSmall``."""
     slots, chunk, page_size = device.slots(config), device.step_tokens(config), device.pages(config)
     wanted_len = config.max_model_len or spec.max_position
-    if wanted_len > max(spec.max_position, spec.max_stretched_position):
+    reach = max(spec.max_position, spec.max_stretched_position)
+    if wanted_len > reach:
         raise MemoryTooSmall(
-            f"--max-model-len {wanted_len} is beyond the model's {spec.max_position} positions; choose at most that."
+            f"--max-model-len {wanted_len} is beyond the model's {reach} positions; choose at most that."
         )
     windows = kv_windows(spec)
     workspace = _workspace_bytes(spec, slots, chunk, device.activation_bytes)

@@ -25,7 +25,7 @@ def decoder(
     """The plain pre-norm gated decoder, for families that differ from Llama in their attention."""
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
     layers = tuple(LayerSpec(replace(attention, window=window), mlp, norm(c)) for window in windows)
-    return c.decoder(str(c.config["model_type"]), layers, norm(c), tied_head=tied)
+    return c.decoder(str(c.config.get("model_type", "llama")), layers, norm(c), tied_head=tied)
 
 
 def norm(c: ConfigReader) -> NormSpec:
