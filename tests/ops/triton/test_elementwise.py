@@ -23,11 +23,43 @@ def test_rms_norm(ops: TritonOps, width: int, residual: bool) -> None:
     close(got_sum, want_sum)
 
 
-@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2"])
-def test_gate_up(ops: TritonOps, activation: str) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_layer_norm(ops: TritonOps, bias: bool) -> None:
+    x, before = draw(ops, 3, 100) + 2, draw(ops, 3, 100)
+    weight, offset = torch.randn(100), torch.randn(100) if bias else None
+    want, want_sum = REFERENCE.layer_norm(x, weight, offset, 1e-5, before)
+    device_offset = None if offset is None else offset.to(ops.device)
+    got, got_sum = ops.layer_norm(given(ops, x), weight.to(ops.device), device_offset, 1e-5, given(ops, before))
+    close(got, want, scale=2)
+    close(got_sum, want_sum)
+
+
+@pytest.mark.parametrize("centered", [False, True])
+def test_norm_columns(ops: TritonOps, centered: bool) -> None:
+    want = draw(ops, 4, 90)
+    got = given(ops, want).clone()
+    weight, bias = torch.randn(3, 20), torch.randn(3, 20) if centered else None
+    REFERENCE.norm_columns(want, 10, weight, bias, 1e-5, centered)
+    ops.norm_columns(got, 10, weight.to(ops.device), None if bias is None else bias.to(ops.device), 1e-5, centered)
+    close(got, want, scale=2)
+
+
+def test_sums(ops: TritonOps) -> None:
+    x, y, table = draw(ops, 3, 20), draw(ops, 3, 20), torch.randn(9, 20)
+    positions = torch.tensor([8, 0, 3], dtype=torch.int32)
+    close(ops.add(given(ops, x), given(ops, y)), x + y)
+    got = ops.add_positions(given(ops, x), table.to(ops.device), positions.to(ops.device))
+    assert got.dtype is ops.dtype
+    close(got, REFERENCE.add_positions(x, table, positions))
+
+
+@pytest.mark.parametrize("activation", ["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oss"])
+def test_activations(ops: TritonOps, activation: str) -> None:
     for width in (20, 1100):
         x = draw(ops, 2, 2 * width) * 4
         close(ops.gate_up_act(given(ops, x), activation), REFERENCE.gate_up_act(x, activation))
+        if activation != "swiglu_oss":
+            close(ops.activate(given(ops, x), activation), REFERENCE.activate(x, activation))
 
 
 def test_activations_at_the_ends(float_ops: TritonOps) -> None:

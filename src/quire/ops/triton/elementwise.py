@@ -1,4 +1,4 @@
-"""Rows of the embedding, and the gated activation."""
+"""Rows of the embedding, and activations."""
 
 from __future__ import annotations
 
@@ -46,27 +46,30 @@ def _activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _gate_up(x_ptr, out_ptr, width: tl.constexpr, KIND: tl.constexpr, BLOCK: tl.constexpr):
+def _act(x_ptr, out_ptr, width: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
-    gate = tl.load(x_ptr + row * 2 * width + at, mask=mask, other=0.0).to(tl.float32)
-    up = tl.load(x_ptr + (row * 2 + 1) * width + at, mask=mask, other=0.0).to(tl.float32)
-    if KIND == "swiglu_oss":
-        gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
-        up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
-        y = gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+    if GATED:
+        gate = tl.load(x_ptr + row * 2 * width + at, mask=mask, other=0.0).to(tl.float32)
+        up = tl.load(x_ptr + (row * 2 + 1) * width + at, mask=mask, other=0.0).to(tl.float32)
+        if KIND == "swiglu_oss":
+            gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
+            up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+            y = gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+        else:
+            y = _activate(gate, KIND) * up
     else:
-        y = _activate(gate, KIND) * up
+        y = _activate(tl.load(x_ptr + row * width + at, mask=mask, other=0.0).to(tl.float32), KIND)
     tl.store(out_ptr + row * width + at, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def gate_up_act(x: torch.Tensor, activation: str) -> torch.Tensor:
-    """``act(x[:, :F]) * x[:, F:]``."""
+def activate(x: torch.Tensor, activation: str, gated: bool) -> torch.Tensor:
+    """``act(x)``, or ``act(x[:, :F]) * x[:, F:]`` if ``gated``."""
     x = x.contiguous()
-    rows, width = x.shape[0], x.shape[1] // 2
+    rows, width = x.shape[0], x.shape[1] // 2 if gated else x.shape[1]
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
     if rows:
-        _gate_up[(rows, triton.cdiv(width, block))](x, out, width, KIND=activation, BLOCK=block)
+        _act[(rows, triton.cdiv(width, block))](x, out, width, KIND=activation, GATED=gated, BLOCK=block)
     return out

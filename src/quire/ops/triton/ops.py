@@ -77,11 +77,41 @@ class TritonOps:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         return norm.norm(x, weight, None, eps, residual, centred=False)
 
+    def layer_norm(
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        residual: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        return norm.norm(x, weight, bias, eps, residual, centred=True)
+
+    def norm_columns(
+        self,
+        x: torch.Tensor,
+        start: int,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        eps: float,
+        centered: bool,
+    ) -> None:
+        norm.norm_columns(x, start, weight, bias, eps, centered)
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return x + y
+
+    def add_positions(self, x: torch.Tensor, table: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        return (x + table[positions]).to(x.dtype)
+
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
         return linear.linear(x, _matrix(weight), bias, self._counters)
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
-        return elementwise.gate_up_act(x, activation)
+        return elementwise.activate(x, activation, gated=True)
+
+    def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
+        return elementwise.activate(x, activation, gated=False)
 
     def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight:
         return self.pack(*layouts)

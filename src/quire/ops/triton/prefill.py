@@ -102,11 +102,11 @@ def _prefill(
     )
 
 
-def _tiles(row_bytes: int) -> tuple[int, int, int, int]:
+def _tiles(row_bytes: int, item_bytes: int) -> tuple[int, int, int, int]:
     """BLOCK_M, BLOCK_N, warps and stages, by the bytes of a head's keys."""
-    if row_bytes <= 256:
+    if row_bytes <= 256 and item_bytes == 2:
         return 128, 64, 4, 2
-    return (128, 32, 8, 2) if row_bytes <= 512 else (64, 32, 4, 2)
+    return (128, 32, 8, 2) if item_bytes == 2 else (32, 32, 4, 2)  # float32 has no tensor cores: compiles for long
 
 
 def prefill_attention(
@@ -127,7 +127,7 @@ def prefill_attention(
     out = torch.empty(tokens, heads * head_dim, dtype=q.dtype, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = heads // kv_heads
-    block_m, block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
+    block_m, block_n, warps, stages = _tiles(q.dtype.itemsize * block_d, q.dtype.itemsize)
     block_m = max(block_m, triton.next_power_of_2(group))
     block_q = block_m // group
     _prefill[(tokens // block_q + sequences, kv_heads)](
