@@ -43,7 +43,9 @@ class LLM:
         with progress_bar() as progress:
             path = locate(self.config, progress)
         self.config = replace(self.config, model=str(path))
-        self._engine = InlineEngine(build_runner(self.config), self.config)
+        runner = build_runner(self.config)
+        self.phases = runner.phases  # of start-up: name -> seconds
+        self._engine = InlineEngine(runner, self.config)
         self._front = open_front(self.config, path)
         self._processor = self._front.processor(self._engine.core.limits)
         self._ids = itertools.count()

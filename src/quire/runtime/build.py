@@ -23,7 +23,6 @@ from quire.runtime.devices import DeviceFacts, device_of
 from quire.runtime.memory import MemoryPlan, plan_memory
 from quire.runtime.runner import ModelRunner
 from quire.weights.checkpoint import open_checkpoint
-from quire.weights.hf_checkpoint import read_config
 from quire.weights.sources import locate
 
 if TYPE_CHECKING:
@@ -101,12 +100,10 @@ def _ops(device: DeviceFacts, threads: int) -> Ops:
 
 def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLoader:
     """The loader of the architecture's family, or the one that goes through Transformers."""
-    path = locate(config)
+    checkpoint = open_checkpoint(locate(config))
     if config.load_format == "dummy":
-        settings = read_config(path)
-        family = family_of(settings)
-        return DummyLoader(family.spec(settings), family.WEIGHTS, ops)
-    checkpoint = open_checkpoint(path)
+        family = family_of(checkpoint.config)
+        return DummyLoader(family.spec(checkpoint.config), family.WEIGHTS, ops)
     if checkpoint.config.get("model_type") not in FAMILIES and checkpoint.path.is_dir():
         return FallbackLoader(checkpoint.path, checkpoint.config, ops)
     family = family_of(checkpoint.config)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -17,42 +19,48 @@ SINGLE = "model.safetensors"
 MAX_JSON = 256 * 1024 * 1024
 
 
+@dataclass(frozen=True)
+class _Index:
+    """Where each tensor is."""
+
+    infos: dict[str, TensorInfo]
+    files: dict[str, SafetensorsFile]
+
+
 class HFCheckpoint:
+    """Its weight files are opened when a tensor is first asked for: the front needs none, random weights neither."""
+
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.config: Mapping[str, Any] = read_config(path)
+        config = read_json(path / "config.json")
+        if config is None:
+            raise CheckpointError(f"{path.name} is no model directory: it holds no config.json.")
+        self.config: Mapping[str, Any] = with_flat_rope(config)
         self.generation_config: Mapping[str, Any] = read_json(path / "generation_config.json") or {}
-        self._files: dict[str, SafetensorsFile] = {}
-        self._infos: dict[str, TensorInfo] = {}
-        for file, names in _shards(path).items():
-            self._add(SafetensorsFile.open(path / file), names)
 
-    def _add(self, file: SafetensorsFile, names: list[str] | None) -> None:
-        for name in file.tensors if names is None else names:
-            if name not in file.tensors:
-                raise CheckpointError(f"{file.path.name} lacks the tensor {name}, which {INDEX} places there.")
-            if name in self._infos:
-                raise CheckpointError(f"{self.path.name} holds the tensor {name} in two files.")
-            self._infos[name] = file.tensors[name]
-            self._files[name] = file
+    @cached_property
+    def _index(self) -> _Index:
+        index = _Index({}, {})
+        for path, names in _shard_files(self.path).items():
+            file = SafetensorsFile.open(self.path / path)
+            for name in file.tensors if names is None else names:
+                if name not in file.tensors:
+                    raise CheckpointError(f"{path} lacks the tensor {name}, which {INDEX} places there.")
+                if name in index.infos:
+                    raise CheckpointError(f"{self.path.name} holds the tensor {name} in two files.")
+                index.infos[name] = file.tensors[name]
+                index.files[name] = file
+        return index
 
     def names(self) -> Collection[str]:
-        return self._infos.keys()
+        return self._index.infos.keys()
 
     def info(self, name: str) -> TensorInfo:
-        return lookup(self._infos, self.path.name, name)
+        return lookup(self._index.infos, self.path.name, name)
 
     def read(self, name: str, shape: tuple[int, ...] | None = None) -> RawTensor:
-        info = lookup(self._infos, self.path.name, name, shape)
-        return RawTensor(info.type, info.shape, self._files[name].raw(name))
-
-
-def read_config(path: Path) -> Mapping[str, Any]:
-    """A model directory's config.json. Raises ``CheckpointError``."""
-    config = read_json(path / "config.json")
-    if config is None:
-        raise CheckpointError(f"{path.name} is no model directory: it holds no config.json.")
-    return with_flat_rope(config)
+        info = lookup(self._index.infos, self.path.name, name, shape)
+        return RawTensor(info.type, info.shape, self._index.files[name].raw(name))
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
@@ -70,7 +78,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value
 
 
-def _shards(path: Path) -> dict[str, list[str] | None]:
+def _shard_files(path: Path) -> dict[str, list[str] | None]:
     """File name -> its tensors' names (``None``: all that it holds)."""
     index = read_json(path / INDEX)
     if index is not None:
