@@ -10,6 +10,7 @@ import torch
 from quire.config.engine import EngineConfig
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
 from quire.model.decoder import kv_windows
+from quire.model.states import new_pages
 from quire.params import SamplingParams
 from quire.runtime.build import make_blueprint
 from quire.runtime.state import SlotState
@@ -30,8 +31,7 @@ class Harness:
         groups = [KVGroup(w, PAGES) for w in windows]
         self._state = SlotState(len(sequences), 128, PAGE, groups)
         self._pages = [
-            b.ops.new_pages(PAGES, PAGE, a.kv_heads, a.head_dim, torch.float32)
-            for a in (layer.attention for layer in b.spec.layers)
+            new_pages(a, b.ops, PAGES, PAGE, torch.float32) for a in (layer.attention for layer in b.spec.layers)
         ]
         free = random.Random(0).sample(range(PAGES), PAGES)
         for slot, tokens in enumerate(sequences):

@@ -45,6 +45,23 @@ YARN = {
     "mscale": 0.7,
     "mscale_all_dim": 0.9,
 }
+HYBRID = {
+    "rms_norm_eps": 1e-2,  # outputs of random states are small by chance, and norming them would amplify rounding
+    "num_hidden_layers": 4,
+    "head_dim": 32,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 32,
+    "linear_value_head_dim": 24,
+    "linear_conv_kernel_dim": 4,
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+}
+HYBRID_EXPERTS = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}
 CASES: dict[str, dict[str, Any]] = {
     "mixtral": {"model_type": "mixtral", "num_local_experts": 6, "num_experts_per_tok": 2},
     "qwen2_moe": {
@@ -101,6 +118,9 @@ CASES: dict[str, dict[str, Any]] = {
         "topk_group": 2,
         "rope_parameters": YARN,
     },
+    "qwen3_next": {"model_type": "qwen3_next", **HYBRID, **HYBRID_EXPERTS, "mlp_only_layers": [1]},
+    "qwen3_5": {"model_type": "qwen3_5_text", **HYBRID},
+    "qwen3_5_moe": {"model_type": "qwen3_5_moe_text", **HYBRID, **HYBRID_EXPERTS},
 }
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from quire.model.assemble_hybrid import gated_delta, gated_qkv
 from quire.model.attention import Attention
 from quire.model.decoder import DecoderParts
 from quire.model.embedding import Embedding
@@ -16,9 +17,10 @@ from quire.model.linear import Linear
 from quire.model.mlp import Mlp
 from quire.model.moe import Experts, Moe
 from quire.model.norm import Norm
+from quire.model.recurrent import GatedDelta
 from quire.model.source import Source
-from quire.model.spec import AttentionSpec, DecoderSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec
-from quire.model.weight_map import WeightMap
+from quire.model.spec import AttentionSpec, DecoderSpec, DeltaSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec
+from quire.model.weight_map import DeltaNames, WeightMap
 from quire.ops.layouts import Dense, Layout, join
 
 Each = Callable[[Callable[[int], Layer], Iterable[int]], Iterable[Layer]]
@@ -75,12 +77,13 @@ class _Layer:
         mlp = self._moe(spec.mlp) if isinstance(spec.mlp, MoeSpec) else self._mlp(spec.mlp)
         if spec.placement == "post":
             return PostNorm(attention, mlp, self._norm(names.post_attention_norm), self._norm(names.post_mlp_norm))
+        if spec.placement == "parallel_norms":
+            norms = names.parallel_norms or (names.attention_norm, names.mlp_norm)
+            return Parallel(attention, mlp, *(self._norm(name) for name in norms))
         norm = self._norm(names.attention_norm)
         if spec.placement == "parallel":
             return Parallel(attention, mlp, norm)
         mlp_norm = self._norm(names.mlp_norm)
-        if spec.placement == "parallel_norms":
-            return Parallel(attention, mlp, norm, mlp_norm)
         if spec.placement == "pre":
             return PreNorm(attention, mlp, norm, mlp_norm)
         after = self._norm(names.post_attention_norm), self._norm(names.post_mlp_norm)
@@ -95,15 +98,21 @@ class _Layer:
         names, q, kv = self._names, a.heads * a.head_dim, a.kv_heads * a.head_dim
         norms = self._qk_norms(a, a.qk_norm) if a.qk_norm else None
         fused = a.qk_norm is not None and a.qk_norm.kind == "rms" and a.qk_norm_over == "head"
+        gate = None
+        if a.gated:
+            qkv, gate = gated_qkv(a, names, self._source, self._named, self._hidden)
+        else:
+            qkv = self._linear(names.qkv, (q, kv, kv), self._hidden, a.qkv_bias, self._turned(a))
         return Attention(
             a,
-            qkv=self._linear(names.qkv, (q, kv, kv), self._hidden, a.qkv_bias, self._turned(a)),
+            qkv=qkv,
             out=self._linear(names.out, (self._hidden,), q, a.out_bias),
             q_norm=norms[0].weight[0] if norms and fused else None,
             k_norm=norms[1].weight[0] if norms and fused else None,
             qk_norms=((0, norms[0]), (q, norms[1])) if norms and not fused else (),
             slopes=self._source.constant(torch.tensor(a.alibi)) if a.alibi else None,
             sinks=self._vector(names.sinks, a.heads) if a.sinks else None,
+            gate=gate,
         )
 
     def _turned(self, a: AttentionSpec) -> torch.Tensor | None:

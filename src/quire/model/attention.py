@@ -22,6 +22,7 @@ class Attention:
     qk_norms: tuple[tuple[int, Norm], ...] = ()  # other norms than RMS of each head, from a column on
     slopes: torch.Tensor | None = None  # [heads]
     sinks: torch.Tensor | None = None  # [heads]
+    gate: Linear | None = None  # the outputs are multiplied by its sigmoid
 
     def __call__(
         self, ops: Ops, x: torch.Tensor, cos_sin: torch.Tensor | None, pages: Pages, step: AttentionStep
@@ -36,8 +37,8 @@ class Attention:
             norm.columns(ops, qkv, start)
         q = ops.qk_norm_rope_store(qkv, *shape, self.q_norm, self.k_norm, eps, cos_sin, interleaved, pages, step)
         y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap, self.sinks, self.slopes)
-        return self.out(ops, y)
+        return self.out(ops, y if self.gate is None else y * self.gate(ops, x).sigmoid())
 
     @property
     def nbytes(self) -> int:
-        return self.qkv.nbytes + self.out.nbytes
+        return self.qkv.nbytes + self.out.nbytes + (self.gate.nbytes if self.gate else 0)

@@ -17,6 +17,7 @@ from torch import nn
 from quire.model.decoder import Step, kv_windows
 from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
+from quire.model.states import new_pages
 from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense
 from quire.weights.errors import CheckpointError
@@ -210,10 +211,7 @@ def _spec(config: Any, architecture: str, calls: Sequence[AttentionCall]) -> Dec
 def _check_independence(decoder: FallbackDecoder, ops: Ops, architecture: str) -> None:
     """Raises where a sequence beside another, or in two pieces, gives other states than alone and at once."""
     page, sizes = 16, (9, 5)
-    pages = [
-        ops.new_pages(2, page, a.kv_heads, a.head_dim, torch.float32)
-        for a in (layer.attention for layer in decoder.spec.layers)
-    ]
+    pages = [new_pages(a, ops, 2, page, torch.float32) for a in (layer.attention for layer in decoder.spec.layers)]
     ids = torch.arange(sum(sizes)) % decoder.spec.vocab_size
 
     def run(parts: Sequence[tuple[int, int, int]]) -> torch.Tensor:

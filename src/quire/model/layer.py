@@ -15,6 +15,7 @@ from quire.model.latent import LatentAttention
 from quire.model.mlp import Mlp
 from quire.model.moe import Moe
 from quire.model.norm import Norm
+from quire.model.recurrent import GatedDelta
 from quire.ops.backend import AttentionStep, Ops, Pages
 
 State = tuple[torch.Tensor, torch.Tensor]
@@ -22,7 +23,7 @@ State = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass(frozen=True)
 class _Parts:
-    attention: Attention | LatentAttention
+    attention: Attention | LatentAttention | GatedDelta
     mlp: Mlp | Moe
 
     @property

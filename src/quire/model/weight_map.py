@@ -26,7 +26,7 @@ class LatentNames:
 
 @dataclass(frozen=True)
 class DeltaNames:
-    """``inputs``: queries, keys and values, output gates, betas, decays; or all but the last two by key head, and those."""
+    """``inputs``: queries with keys and values, gates, betas, decays; or the first two by key head, and the others."""
 
     inputs: tuple[str, ...]
     kernel: str = _DELTA + "conv1d.weight"
@@ -75,6 +75,7 @@ class WeightMap:
     gate_up: tuple[str, ...] = (_MLP + "gate_proj", _MLP + "up_proj")
     down: tuple[str, ...] = (_MLP + "down_proj",)
     post_mlp_norm: str = ""
+    parallel_norms: tuple[str, str] | None = None  # of attention and mlp, where other than without parallel layers
     sinks: str = _ATTENTION + "sinks"
     latent: LatentNames = LatentNames()
     moe: MoeNames = MoeNames()

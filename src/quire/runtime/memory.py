@@ -10,11 +10,12 @@ from quire.config.engine import EngineConfig
 from quire.config.values import memory_bytes
 from quire.engine.plan import KVGroup
 from quire.model.decoder import kv_windows
-from quire.model.spec import DecoderSpec
+from quire.model.spec import DecoderSpec, DeltaSpec
 from quire.runtime.devices import DeviceFacts
 
 MIB = 1 << 20
 _LOGIT_ROWS = 64
+_STATE_PAGE_SIZE = 256  # a state is as large as the keys and values of so many tokens, or larger
 
 
 class MemoryTooSmall(ValueError):
@@ -70,6 +71,8 @@ def plan_memory(
 ) -> MemoryPlan:
     """Fit context and pages into the configured memory. Raises ``MemoryTooSmall``."""
     slots, chunk, page_size = device.slots(config), device.step_tokens(config), device.pages(config)
+    if config.page_size is None and any(isinstance(layer.attention, DeltaSpec) for layer in spec.layers):
+        page_size = max(page_size, _STATE_PAGE_SIZE)
     wanted_len = config.max_model_len or spec.max_position
     reach = max(spec.max_position, spec.max_stretched_position)
     if wanted_len > reach:

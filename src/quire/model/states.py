@@ -1,0 +1,68 @@
+"""Pages of layers that keep a state of fixed size a sequence, and the pages of any layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from quire.model.spec import AttentionSpec, DeltaSpec
+from quire.ops.backend import Ops, Pages
+
+
+def new_pages(spec: AttentionSpec | DeltaSpec, ops: Ops, num_pages: int, page_size: int, dtype: torch.dtype) -> Pages:
+    """Pages for one layer; ``dtype``: of keys and values."""
+    if isinstance(spec, DeltaSpec):
+        return StatePages.new(spec, num_pages, page_size, ops.device)
+    return ops.new_pages(num_pages, page_size, spec.kv_heads, spec.head_dim, dtype)
+
+
+@dataclass(frozen=True)
+class StatePages(Pages):
+    """States of one layer: a page holds that after its last computed token, and at its end that of a whole prefix.
+
+    So a page that is full can be shared like one of keys and values. Each page has two places, written in turns: a
+    step that is computed again finds the state that it began with.
+
+    ``k [pages, 2, channels, kernel - 1]``: what the convolution needs of earlier tokens, ``v [pages, 2, heads, K, V]``:
+    the state of each head, both float32; ``position``: the token after which this is the state.
+    """
+
+    position: torch.Tensor  # [pages, 2] int64
+
+    @classmethod
+    def new(cls, spec: DeltaSpec, num_pages: int, page_size: int, device: torch.device) -> StatePages:
+        inputs = torch.empty((num_pages, 2, spec.channels, spec.kernel - 1), device=device)
+        state = torch.empty((num_pages, 2, spec.value_heads, spec.key_dim, spec.value_dim), device=device)
+        return cls(inputs, state, page_size, torch.full((num_pages, 2), -1, device=device))
+
+    def place(self, page: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Where in ``page [S]`` the state after token ``position [S]`` is, if anywhere."""
+        return (self.position[page, 0] != position).long()
+
+    def found(self, page: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+        """Whether ``page`` has that state; a sequence's beginning is always had."""
+        return (self.position[page, self.place(page, position)] == position) | (position < 0)
+
+    def load(self, page: torch.Tensor, position: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Inputs and states after token ``position`` (-1: the beginning); not-a-number where they are not had."""
+        place = self.place(page, position)
+        fill = torch.where(self.found(page, position), 0.0, torch.nan)
+        inside = (position >= 0) & self.found(page, position)
+        inputs, state = self.k[page, place], self.v[page, place]
+        return (
+            torch.where(inside[:, None, None], inputs, fill[:, None, None]),
+            torch.where(inside[:, None, None, None], state, fill[:, None, None, None]),
+        )
+
+    def save(
+        self, page: torch.Tensor, source: torch.Tensor, before: torch.Tensor, position: torch.Tensor,
+        inputs: torch.Tensor, state: torch.Tensor,
+    ) -> None:  # fmt: skip
+        """Write the state after ``position`` to ``page``, beside that after ``before`` if that is there too."""
+        entered = (page != source) | (before < 0)
+        place = torch.where(entered, 0, 1 - self.place(source, before))
+        self.position[page[entered], 1] = -1  # whatever an earlier sequence left there
+        self.position[page, place] = position
+        self.k[page, place] = inputs
+        self.v[page, place] = state
