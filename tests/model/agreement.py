@@ -17,11 +17,12 @@ Open = Callable[[list[list[int]]], Harness]
 
 
 def random_model(settings: Mapping[str, Any], path: Path) -> Any:
-    """The model that ``settings`` describe, saved to ``path``."""
+    """The model that ``settings`` describe, saved to ``path``. ``attention``: Transformers' way to compute it."""
     torch.manual_seed(0)
     settings = dict(settings)
+    attention = settings.pop("attention", "eager")
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms start as constants, which would hide mistakes
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1)

@@ -31,7 +31,7 @@ def assemble(spec: DecoderSpec, names: WeightMap, source: Source, each: Each = m
     embedding = _embedding(spec, names, source)
     head = embedding.tokens
     if not spec.tied_head:
-        head = source.pack([source.matrix(names.head, spec.vocab_size, spec.hidden_size)])
+        head = source.pack([_head(spec, source.matrix(names.head, spec.vocab_size, spec.hidden_size))])
     head_bias = source.vector(names.head + ".bias", spec.vocab_size).to(source.dtype) if spec.head_bias else None
     layers = tuple(each(lambda i: _Layer(spec, names, source, i).layer(), range(len(spec.layers))))
     norm = _norm(source, names.final_norm, spec.final_norm, spec.hidden_size)
@@ -39,6 +39,13 @@ def assemble(spec: DecoderSpec, names: WeightMap, source: Source, each: Each = m
         bias = None if norm.bias is None else norm.bias * spec.logit_scale
         norm = Norm(norm.spec, norm.weight * spec.logit_scale, bias)
     return DecoderParts(embedding, layers, norm, Linear(head, head_bias))
+
+
+def _head(spec: DecoderSpec, head: Layout) -> Layout:
+    if not spec.unit_head:
+        return head
+    kind = head.weight.dtype if isinstance(head, Dense) else torch.float16
+    return Dense(torch.nn.functional.normalize(head.dequantize()).to(kind))
 
 
 def _embedding(spec: DecoderSpec, names: WeightMap, source: Source) -> Embedding:

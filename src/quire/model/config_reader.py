@@ -150,9 +150,9 @@ class ConfigReader:
         final_norm: NormSpec,
         *,
         tied_head: bool = False,
-        embedding_multiplier: float = 1.0,
+        **settings: Any,
     ) -> DecoderSpec:
-        """``tied_head``: whether it is where the config doesn't say."""
+        """``tied_head``: whether it is where the config doesn't say. ``settings``: other fields of the spec."""
         tied = self.config.get("tie_word_embeddings")
         positions = self.count("max_position_embeddings")
         ropes = {layer.attention.rope for layer in layers if layer.attention.rope}
@@ -165,7 +165,7 @@ class ConfigReader:
             layers=layers,
             final_norm=final_norm,
             tied_head=tied_head if tied is None else bool(tied),
-            embedding_multiplier=embedding_multiplier,
             logit_softcap=self.config.get("final_logit_softcapping"),
             eos_token_ids=self.eos_token_ids(),
+            **settings,
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib import import_module
+from pkgutil import iter_modules
 from typing import Any, Protocol
 
-from quire.model.families import deepseek, gemma3, gpt_oss, llama, mixtral, qwen2, qwen3, qwen_moe
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.weights.errors import CheckpointError
@@ -20,7 +21,7 @@ class Family(Protocol):
     def spec(self, config: Mapping[str, Any]) -> DecoderSpec: ...
 
 
-_MODULES = (llama, qwen2, qwen3, gemma3, mixtral, qwen_moe, gpt_oss, deepseek)
+_MODULES = [import_module(f"{__name__}.{found.name}") for found in iter_modules(__path__)]
 FAMILIES: dict[str, Any] = {name: module for module in _MODULES for name in module.MODEL_TYPES}
 
 
