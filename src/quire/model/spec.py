@@ -140,6 +140,7 @@ class DecoderSpec:
     final_norm: NormSpec
     tied_head: bool
     head_bias: bool = False
+    unit_head: bool = False  # the rows of the head are brought to unit length
     embedding_multiplier: float = 1.0
     embedding_norm: NormSpec | None = None
     learned_positions: int | None = None  # as many embeddings, added to those of the tokens

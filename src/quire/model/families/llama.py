@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,6 +26,17 @@ def decoder(
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
     layers = tuple(LayerSpec(replace(attention, window=window), mlp, norm(c)) for window in windows)
     return c.decoder(str(c.config.get("model_type", "llama")), layers, norm(c), tied_head=tied)
+
+
+def without_rope(spec: DecoderSpec, layers: Collection[int]) -> DecoderSpec:
+    """``spec`` with no rotary embedding in the layers given."""
+    return replace(
+        spec,
+        layers=tuple(
+            replace(layer, attention=replace(layer.attention, rope=None)) if i in layers else layer
+            for i, layer in enumerate(spec.layers)
+        ),
+    )
 
 
 def norm(c: ConfigReader) -> NormSpec:

@@ -1,0 +1,21 @@
+"""InternLM3: Llama under another name, with biases of their own for q, k and v and for the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from quire.model.config_reader import ConfigReader
+from quire.model.families import llama
+from quire.model.spec import DecoderSpec
+from quire.model.weight_map import WeightMap
+
+MODEL_TYPES: tuple[str, ...] = ("internlm3",)
+WEIGHTS = WeightMap()
+
+
+def spec(config: Mapping[str, Any]) -> DecoderSpec:
+    bias = bool(config.get("bias", config.get("mlp_bias", False)))
+    qkv_bias = bool(config.get("qkv_bias", config.get("attention_bias", False)))
+    c = ConfigReader({**config, "mlp_bias": bias})
+    return llama.decoder(c, llama.attention(c, qkv_bias, out_bias=bias), c.windows())
