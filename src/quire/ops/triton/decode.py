@@ -17,7 +17,7 @@ from quire.ops.triton.pages import TritonPages
 
 MAX_COUNTERS = 1 << 16
 _MAX_SPLITS = 64
-_MIN_CHUNK = 256
+_MIN_CHUNK = 64
 
 
 @triton.jit(do_not_specialize=["scale", "softcap", "window"])
@@ -186,10 +186,10 @@ def _merge(
     tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _tiles(row_bytes: int, contexts: int) -> tuple[int, int, int]:
-    """BLOCK_N, warps and stages, by the bytes of a head's keys and how many contexts are read."""
+def _tiles(row_bytes: int) -> tuple[int, int, int]:
+    """BLOCK_N, warps and stages, by the bytes of a head's keys."""
     if row_bytes <= 256:
-        return 128 if contexts < 64 else 64, 4, 2
+        return 64, 4, 2
     return 32, 4, 3 if row_bytes <= 512 else 2
 
 
@@ -223,7 +223,7 @@ def decode_attention(
     stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = triton.next_power_of_2(heads // kv_heads)
-    block_n, warps, stages = _tiles(q.dtype.itemsize * block_d, sequences * kv_heads)
+    block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
     _decode[(kv_heads, sequences, splits)](
         q,
         pages.k,

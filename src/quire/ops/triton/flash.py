@@ -1,8 +1,16 @@
 """FlashAttention-4 (package ``flash-attn-4``) where it is installed, the device has it and the case is one it does.
 
+It takes what has more than one query a sequence; decode steps go to the own kernel, which splits contexts and was
+faster in every case. On an H200 (H = 32, G = 8, D = 128, page 128), FlashAttention-4 and own, microseconds:
+
+    prefill 4 x 2,048        261   439      decode 256 x 1,024   320   246
+    prefill 1 x 8,192        803  1626      decode 64 x 4,096    259   245
+    extend 8 x 512 on 2,048  249   438      decode 8 x 8,192      93    68
+    32 x 64 on 1,024          78   157      decode 1 x 4,096      49    13
+
 Limits on Hopper: no split of a context over programs, pages in the dtype of q (no fp8), head sizes of a multiple of 8
 up to 256, no ALiBi. Its rows past the end of a sequence's last page must be finite: ``new_pages`` and the store see
-to that.
+to that. Pages of 128 tokens are its key tile for heads of up to 128 numbers; with others it takes a slower path.
 """
 
 from __future__ import annotations

@@ -113,6 +113,9 @@ class TritonOps:
     def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         return elementwise.activate(x, activation, gated=False)
 
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        return x.float().div_(cap).tanh_().mul_(cap)
+
     def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight:
         return self.pack(*layouts)
 

@@ -53,7 +53,7 @@ def _row_max(maxima_ptr, row, chunks, CHUNKS: tl.constexpr):
     return tl.max(tl.load(maxima_ptr + row * chunks + index, mask=index < chunks, other=float("-inf")), 0)
 
 
-@triton.jit(do_not_specialize=["vocab", "chunks"])
+@triton.jit(do_not_specialize=["chunks"])
 def _chunk_statistics(
     logits_ptr, temperature_ptr, maxima_ptr, ids_ptr, sums_ptr, row_stride, vocab, chunks, CHUNK: tl.constexpr
 ):
@@ -79,7 +79,7 @@ def _above(row_ptr, vocab, highest, rate, floor, a, b, c, BY_SUM: tl.constexpr, 
     mass_a = tl.zeros([CHUNK], tl.float32)
     mass_b = tl.zeros([CHUNK], tl.float32)
     mass_c = tl.zeros([CHUNK], tl.float32)
-    for start in tl.range(0, vocab, CHUNK):
+    for start in tl.range(0, vocab, CHUNK, num_stages=3):
         w = _weights(row_ptr, start + tl.arange(0, CHUNK), vocab, highest, rate, floor)
         counts += tl.where(w >= a, 1, 0) + tl.where(w >= b, 1 << 10, 0) + tl.where(w >= c, 1 << 20, 0)
         if BY_SUM:
@@ -159,7 +159,7 @@ def _threshold(
         taken = vocab * 0
         from_weight = _as_weight(low)
         to_weight = _as_weight(high)
-        for start in tl.range(0, vocab, CHUNK):
+        for start in tl.range(0, vocab, CHUNK, num_stages=3):
             at = start + tl.arange(0, CHUNK)
             w = _weights(row_ptr, at, vocab, highest, rate, floor)
             open = ((w >= from_weight) & (w < to_weight) & (at < vocab)).to(tl.int32)
@@ -180,7 +180,7 @@ def _threshold(
     return _as_weight(low)
 
 
-@triton.jit(do_not_specialize=["vocab", "chunks"])
+@triton.jit(do_not_specialize=["chunks"])
 def _filter(
     logits_ptr,
     maxima_ptr,
@@ -225,7 +225,7 @@ def _filter(
     tl.store(floor_ptr + row, floor)
 
 
-@triton.jit(do_not_specialize=["vocab", "chunks"])
+@triton.jit(do_not_specialize=["chunks"])
 def _filtered_sums(
     logits_ptr,
     maxima_ptr,
@@ -250,7 +250,7 @@ def _filtered_sums(
     tl.store(sums_ptr + row * chunks + chunk, tl.sum(w.to(tl.float64), 0))
 
 
-@triton.jit(do_not_specialize=["vocab", "chunks"])
+@triton.jit(do_not_specialize=["chunks"])
 def _draw(
     logits_ptr,
     maxima_ptr,
