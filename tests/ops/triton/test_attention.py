@@ -9,8 +9,8 @@ from quire.ops.triton import TritonOps
 from quire.ops.triton.decode import split_count
 from tests.ops.triton.harness import REFERENCE, TOLERANCE, close, draw, given, make_pages, make_step, moved
 
-DECODE = [(1, 1), (17, 1), (700, 1), (64, 1)]
-MIXED = [(1, 1), (40, 40), (17, 1), (150, 33), (64, 5)]
+DECODE = [(1, 1), (17, 1), (200, 1), (64, 1)]
+MIXED = [(1, 1), (40, 40), (17, 1), (140, 33), (64, 5)]
 HEADS = [(3, 3), (6, 2), (14, 2), (5, 1)]
 
 
@@ -72,8 +72,8 @@ def test_sinks_and_slopes(ops: TritonOps, sequences: list[tuple[int, int]], name
 
 def test_long_contexts_are_split_and_merged(ops: TritonOps) -> None:
     assert split_count(1, 1, 132) > 8
-    check(ops, [(3000, 1)], 3, 1, 64)
-    check(ops, [(2500, 1), (20, 1)], 4, 2, 64, window=2000, extras={"sinks": torch.randn(4)})
+    check(ops, [(1500, 1)], 3, 1, 64)
+    check(ops, [(900, 1), (20, 1)], 4, 2, 64, window=700, extras={"sinks": torch.randn(4)})
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -11,9 +11,10 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.ops.backend import AttentionStep
+from quire.ops.backend import SHARED_ROWS, AttentionStep
 from quire.ops.triton.attend import attend, finish, ready
 from quire.ops.triton.pages import TritonPages
+from quire.ops.triton.shared import share_size, shared_attention, shared_block, shared_splits
 
 MAX_COUNTERS = 1 << 16
 _MAX_SPLITS = 64
@@ -32,8 +33,9 @@ def _decode(
     sink_ptr,
     slope_ptr,
     out_ptr,
-    partial_ptr,  # [S, H, SPLITS, D] float32
-    stats_ptr,  # [S, H, SPLITS, 2] float32: highest, total
+    partial_ptr,  # [S, H, PLACES, D] float32: SPLITS shares of a sequence's own, then those of what it shares
+    stats_ptr,  # [S, H, PLACES, 2] float32: highest, total
+    shared_ptr,  # [S / SHARED_ROWS] int32
     counter_ptr,  # [S * G] int32, zero before and after
     scale,
     softcap,
@@ -45,6 +47,9 @@ def _decode(
     D: tl.constexpr,
     PAGE: tl.constexpr,
     SPLITS: tl.constexpr,
+    PLACES: tl.constexpr,
+    SHARED_ROWS: tl.constexpr,
+    SHARED_BLOCK: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -62,7 +67,12 @@ def _decode(
     split = tl.program_id(2)
     context = tl.load(context_len_ptr + seq)
     first = 0
-    if WINDOW:
+    shares = 0
+    if PLACES > SPLITS:
+        first = tl.load(shared_ptr + seq // SHARED_ROWS)
+        first = tl.where(first < context, first, 0)
+        shares = tl.cdiv(first, tl.maximum(share_size(first, PLACES - SPLITS, SHARED_BLOCK), 1))
+    elif WINDOW:
         first = tl.maximum(context - window, 0) // BLOCK_N * BLOCK_N
     splits = tl.minimum(tl.maximum(tl.cdiv(context - first, MIN_CHUNK), 1), SPLITS)
     chunk = tl.cdiv(tl.cdiv(context - first, splits), BLOCK_N) * BLOCK_N
@@ -114,7 +124,7 @@ def _decode(
     )
     if SPLITS > 1:  # noqa: SIM102
         if splits > 1:
-            place = (seq * HEADS + head) * SPLITS + split
+            place = (seq * HEADS + head) * PLACES + split
             tl.store(
                 partial_ptr + place[:, None] * D + at[None, :],
                 acc,
@@ -127,10 +137,15 @@ def _decode(
             if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
                 tl.store(counter, 0)
                 _merge(
-                    partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits,
-                    HEADS, group, D, SPLITS, PARTS, BLOCK_G, BLOCK_D, SINKS,
+                    partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits, shares,
+                    HEADS, group, D, SPLITS, PLACES, PARTS, BLOCK_G, BLOCK_D, SINKS,
                 )  # fmt: skip
             return
+    if PLACES > SPLITS:
+        acc, total, highest = _join(
+            acc, total, highest, partial_ptr, stats_ptr, (seq * HEADS + head) * PLACES + SPLITS, shares,
+            row < group, D, 1, BLOCK_D,
+        )  # fmt: skip
     result = finish(acc, total, highest, sink_ptr, head, row < group, SINKS)
     tl.store(
         out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :],
@@ -148,10 +163,12 @@ def _merge(
     seq,
     kv_head,
     splits,
+    shares,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
     SPLITS: tl.constexpr,
+    PLACES: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -161,13 +178,41 @@ def _merge(
     row = tl.arange(0, BLOCK_G)
     head = kv_head * GROUP + row
     mask = (row < GROUP)[:, None] & (at < D)[None, :]
-    part = tl.arange(0, PARTS)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     highest = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    for start in tl.range(0, splits, PARTS):
-        place = (seq * HEADS + head[:, None]) * SPLITS + start + part[None, :]
-        here = (row < GROUP)[:, None] & (start + part < splits)[None, :]
+    place = (seq * HEADS + head) * PLACES
+    acc, total, highest = _join(
+        acc, total, highest, partial_ptr, stats_ptr, place, splits, row < GROUP, D, PARTS, BLOCK_D
+    )
+    if PLACES > SPLITS:
+        acc, total, highest = _join(
+            acc, total, highest, partial_ptr, stats_ptr, place + SPLITS, shares, row < GROUP, D, PARTS, BLOCK_D
+        )
+    result = finish(acc, total, highest, sink_ptr, head, row < GROUP, SINKS)
+    tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _join(
+    acc,  # [M, BLOCK_D] float32
+    total,
+    highest,
+    partial_ptr,
+    stats_ptr,
+    first,  # [M]: the place of each row's first share
+    shares,
+    real,  # [M]
+    D: tl.constexpr,
+    PARTS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Add ``shares`` shares of the context, ``PARTS`` at a time, to what is there."""
+    at = tl.arange(0, BLOCK_D)
+    part = tl.arange(0, PARTS)
+    for start in tl.range(0, shares, PARTS):
+        place = first[:, None] + start + part[None, :]
+        here = real[:, None] & (start + part < shares)[None, :]
         maxima = tl.load(stats_ptr + place * 2, mask=here, other=float("-inf"))
         totals = tl.load(stats_ptr + place * 2 + 1, mask=here, other=0.0)
         values = tl.load(
@@ -182,8 +227,7 @@ def _merge(
         total = total * keep + tl.sum(totals * weights, 1)
         acc = acc * keep[:, None] + tl.sum(values * weights[:, :, None], 1)
         highest = higher
-    result = finish(acc, total, highest, sink_ptr, head, row < GROUP, SINKS)
-    tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
+    return acc, total, highest
 
 
 def _tiles(row_bytes: int) -> tuple[int, int, int]:
@@ -218,12 +262,19 @@ def decode_attention(
     sequences = q.shape[0]
     out = torch.empty(sequences, heads * head_dim, dtype=q.dtype, device=q.device)
     splits = split_count(sequences, kv_heads, processors) if sequences * kv_heads <= MAX_COUNTERS else 1
-    shape = (sequences, heads, splits) if splits > 1 else (0, 0, 0)
+    places = splits
+    if step.shared is not None and window is None:
+        places += shared_splits(sequences, kv_heads, processors)
+    shape = (sequences, heads, places) if places > 1 else (0, 0, 0)
     partial = torch.empty(*shape, head_dim, dtype=torch.float32, device=q.device)
     stats = torch.empty(*shape, 2, dtype=torch.float32, device=q.device)
     block_d = max(16, triton.next_power_of_2(head_dim))
     group = triton.next_power_of_2(heads // kv_heads)
     block_n, warps, stages = _tiles(q.dtype.itemsize * block_d)
+    if places > splits:
+        shared_attention(
+            q, pages, step, heads, kv_heads, head_dim, scale, softcap, alibi_slopes, partial, stats, first=splits
+        )
     _decode[(kv_heads, sequences, splits)](
         q,
         pages.k,
@@ -237,6 +288,7 @@ def decode_attention(
         out,
         partial,
         stats,
+        counters if step.shared is None else step.shared,
         counters,
         scale,
         softcap or 0.0,
@@ -248,6 +300,9 @@ def decode_attention(
         D=head_dim,
         PAGE=pages.page_size,
         SPLITS=splits,
+        PLACES=places,
+        SHARED_ROWS=SHARED_ROWS,
+        SHARED_BLOCK=shared_block(block_d),
         MIN_CHUNK=_MIN_CHUNK,
         PARTS=max(1, min(splits, 4096 // (group * block_d))),
         BLOCK_M=max(16, group),
