@@ -100,6 +100,13 @@ def test_activate(ops: Ops, activation: str, width: int) -> None:
     torch.testing.assert_close(ops.activate(x, activation).double(), want, rtol=1e-5, atol=2e-6)
 
 
+@pytest.mark.parametrize(("rows", "width"), [(1, 3), (3, 4097), (2, 10_000)])
+def test_softcap(ops: Ops, rows: int, width: int) -> None:
+    x = torch.randn(rows, width) * 40
+    want = 30 * torch.tanh(x.double() / 30)
+    torch.testing.assert_close(ops.softcap(x, 30.0).double(), want, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("activation", "low"), [("silu", -80.0), ("gelu", -2.0), ("gelu_tanh", -2.0)])
 def test_activations_are_accurate(ops: Ops, activation: str, low: float) -> None:
     """Relative error over the range where the result is not vanishing."""

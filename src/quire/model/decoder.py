@@ -94,4 +94,4 @@ class Decoder:
         """``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
         logits = self._parts.head(self._ops, hidden)
         cap = self.spec.logit_softcap
-        return logits if cap is None else logits.float().div_(cap).tanh_().mul_(cap)
+        return logits if cap is None else self._ops.softcap(logits, cap)

@@ -24,6 +24,9 @@ class Pages:
     page_size: int
 
 
+SHARED_ROWS = 32
+
+
 @dataclass(frozen=True)
 class AttentionStep:
     """Where a step's tokens stand, for one group of layers.
@@ -40,6 +43,9 @@ class AttentionStep:
     block_table: torch.Tensor  # [S, pages] int32
     page_size: int
     max_query: int  # no sequence has more queries in this step
+    # Tokens that each block of ``SHARED_ROWS`` sequences of a decode step has in common, in the same pages: a multiple
+    # of 128, less than any of their contexts. ``None`` (and 0): nothing is known to be shared.
+    shared: torch.Tensor | None = None  # [ceil(S / SHARED_ROWS)] int32
 
 
 @dataclass(frozen=True)
@@ -170,6 +176,10 @@ class Ops(Protocol):
 
     def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         """``act(x)``."""
+        ...
+
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        """``cap * tanh(x / cap)`` in float32; may overwrite ``x``."""
         ...
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:

@@ -180,6 +180,11 @@ class CpuOps:
         _kernels.activate(self._engine, x.data_ptr(), rows, width, ACTIVATIONS[activation], out.data_ptr())
         return out
 
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        x = _checked(x, torch.float32)
+        _kernels.softcap(self._engine, x.data_ptr(), x.numel(), cap)
+        return x
+
     def pack_stack(self, layouts: Iterable[Layout]) -> CpuStack:
         return weights.pack_stack(self._engine, layouts)
 

@@ -121,6 +121,9 @@ class ReferenceOps:
     def activate(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         return ACTIVATIONS[activation](x)
 
+    def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
+        return torch.tanh(x / cap) * cap
+
     def pack_stack(self, layouts: Iterable[Layout]) -> DequantizedWeight:
         return DequantizedWeight.of(layouts)
 

@@ -169,6 +169,18 @@ void activate(Pool& pool, const float* x, int64_t rows, int64_t width, Activatio
   parallel_rows(pool, rows, width, [&](int64_t row) { run(x + row * width, width, out + row * width); });
 }
 
+void softcap(Pool& pool, float* x, int64_t count, float cap) {
+  constexpr int64_t kBlock = 4096;
+  parallel_rows(pool, (count + kBlock - 1) / kBlock, kBlock, [&](int64_t block) {
+    float* at = x + block * kBlock;
+    const int64_t width = count - block * kBlock < kBlock ? count - block * kBlock : kBlock;
+    const F8 high = set1(cap), inverse = set1(1.0f / cap);
+    int64_t i = 0;
+    for (; i + 8 <= width; i += 8) store(at + i, mul(high, vtanh(mul(load(at + i), inverse))));
+    if (i < width) store_lanes(at + i, mul(high, vtanh(mul(load_lanes(at + i, width - i), inverse))), width - i);
+  });
+}
+
 void rotate_halves(float* x, const float* table, int64_t half) {
   const float *cosines = table, *sines = table + half;
   int64_t i = 0;

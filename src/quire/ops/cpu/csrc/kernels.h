@@ -135,6 +135,7 @@ struct Kernels {
   void (*add_rows)(Pool&, const float* x, const float* table, const int32_t* index, int64_t rows, int64_t width,
                    float* out);
   void (*activate)(Pool&, const float* x, int64_t rows, int64_t width, Activation, float* out);
+  void (*softcap)(Pool&, float* x, int64_t count, float cap);
 };
 
 const Kernels& portable_kernels();

@@ -368,6 +368,20 @@ PyObject* py_activate(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
+// softcap(engine, x, count, cap)
+PyObject* py_softcap(PyObject*, PyObject* const* raw, Py_ssize_t count) {
+  Args args(raw, count, 4);
+  Engine* engine = args.engine();
+  auto* x = args.address<float>();
+  const int64_t values = args.integer();
+  const float cap = args.real();
+  if (args.bad()) return nullptr;
+  return run(*engine, values * 8, [=]() -> const char* {
+    engine->kernels.softcap(engine->pool, x, values, cap);
+    return nullptr;
+  });
+}
+
 // pages(k, v, type, pages, kv_heads, head_dim, page_size) -> capsule. The caller keeps the memory.
 PyObject* py_pages(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   Args args(raw, count, 7);
@@ -570,6 +584,7 @@ PyMethodDef kMethods[] = {
     QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),
     QUIRE_METHOD(stack),  QUIRE_METHOD(route),       QUIRE_METHOD(grouped_linear), QUIRE_METHOD(combine),
     QUIRE_METHOD(layer_norm), QUIRE_METHOD(norm_columns), QUIRE_METHOD(add_rows), QUIRE_METHOD(activate),
+    QUIRE_METHOD(softcap),
     {nullptr, nullptr, 0, nullptr},
 };
 
