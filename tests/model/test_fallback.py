@@ -67,8 +67,7 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_agrees_with_transformers(case: tuple[Any, Path], way: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     model, path = case
 
-    if path.name.startswith("llama"):  # it has a family: the fallback is forced
-        monkeypatch.delitem(FAMILIES, "llama")
+    monkeypatch.delitem(FAMILIES, model.config.model_type, raising=False)  # forces it on those that have a family
 
     def opened(sequences: list[list[int]]) -> Harness:
         harness = Harness(path, sequences)

@@ -16,6 +16,7 @@ from torch import nn
 
 from quire.model.decoder import Step, kv_windows
 from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
+from quire.model.families import nearest
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.model.states import new_pages
 from quire.ops.backend import AttentionStep, Ops, Pages
@@ -180,7 +181,7 @@ def _transformers_config(path: Path, config: Mapping[str, Any], architecture: st
     except Exception as error:  # unknown, in need of code of its own, or spoilt
         raise CheckpointError(
             f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here; "
-            "a newer Transformers may know it."
+            f"a newer one may know it. {nearest(architecture)}"
         ) from error
     rope = getattr(loaded.get_text_config(), "rope_parameters", None) or {}
     if isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from quire.model.families import nearest
 from quire.model.spec import AttentionSpec
 from quire.weights.errors import CheckpointError
 
@@ -141,4 +142,5 @@ def _bytes(module: nn.Module) -> int:
 def unsupported(architecture: str, reason: str) -> str:
     return (
         f"The architecture {architecture!r} has no family of Quire's own and cannot run through Transformers: {reason}."
+        f" {nearest(architecture)}"
     )

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
+import re
+from collections.abc import Set
 from concurrent.futures import ThreadPoolExecutor
 
 from quire.model.assemble import assemble
 from quire.model.decoder import Decoder
+from quire.model.placing import placed
 from quire.model.source import Headers, Tensors
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops
 from quire.quant.detect import reader_of
+from quire.quant.gguf import dequantize
 from quire.weights.checkpoint import Checkpoint
+from quire.weights.errors import CheckpointError
+
+logger = logging.getLogger("quire.model")
+_HARMLESS = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|position_ids$|_scale$|g_idx$|rope_freqs")
 
 
 class Loader:
@@ -22,16 +31,36 @@ class Loader:
     ) -> None:
         self.spec = spec
         self._checkpoint = checkpoint
-        self._names = names
+        self._names = placed(names, checkpoint.names())
         self._ops = ops
         keep = [name.rpartition("}.")[2] for name in (names.embedding, names.head, names.moe.router)]
         self._reader = reader_of(checkpoint, quantization, keep)
 
     def check(self) -> int:
-        """Bytes of the loaded weights. Raises ``CheckpointError`` naming a tensor that is missing or misshapen."""
+        """Bytes of the loaded weights. Raises ``CheckpointError`` naming a tensor that is missing, misshapen or odd."""
         headers = Headers(self._checkpoint, self._reader)
         assemble(self.spec, self._names, headers)
+        self._check_unused(headers.used)
         return headers.nbytes
+
+    def _check_unused(self, used: Set[str]) -> None:
+        """Tells of tensors without a use; refuses those that the layers would compute something else with."""
+        unused = set(self._checkpoint.names()) - used - {self._names.head + ".weight"}
+        modules = {name.rpartition(".")[0] for name in used}
+        layers = re.compile(re.escape(self._names.out[0].partition("{i}")[0]) + r"(\d+)\.")
+        for name in sorted(unused):
+            module, _, kind = name.rpartition(".")
+            layer = layers.match(name)
+            extra_weight = kind == "weight" and layer is not None and int(layer[1]) < len(self.spec.layers)
+            if extra_weight or (kind == "bias" and module in modules and self._is_not_zero(name)):
+                raise CheckpointError(f"The checkpoint has the tensor {name}, which the config does not call for.")
+        if rest := sorted(name for name in unused if not _HARMLESS.search(name)):
+            some = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
+            logger.warning("The checkpoint holds %d tensors that the decoder does not use: %s", len(rest), some)
+
+    def _is_not_zero(self, name: str) -> bool:
+        """GPTQ's tools write biases of zeros for layers that have none."""
+        return bool(dequantize(self._checkpoint.read(name)).any())
 
     def decoder(self, threads: int, max_positions: int) -> Decoder:
         source = Tensors(self._checkpoint, self._reader, self._ops)

@@ -92,6 +92,7 @@ class Headers:
         self._checkpoint = checkpoint
         self._reader = reader
         self.nbytes = 0  # of all tensors so far, once loaded
+        self.used: set[str] = set()
 
     def has(self, name: str) -> bool:
         return name in self._checkpoint.names()
@@ -123,6 +124,7 @@ class Headers:
         return _Unread()
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
+        self.used.add(name)
         info = self._checkpoint.info(name)
         if info.shape != shape:
             raise CheckpointError(

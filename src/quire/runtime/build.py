@@ -12,9 +12,10 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
+from quire.model.config_reader import UnsupportedVariant
 from quire.model.dummy import DummyLoader
 from quire.model.fallback import FallbackLoader
-from quire.model.families import FAMILIES, family_of
+from quire.model.families import describe
 from quire.model.loader import Loader
 from quire.model.spec import DecoderSpec
 from quire.ops.backend import Ops, backend
@@ -101,10 +102,12 @@ def _ops(device: DeviceFacts, threads: int) -> Ops:
 def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLoader:
     """The loader of the architecture's family, or the one that goes through Transformers."""
     checkpoint = open_checkpoint(locate(config))
-    if config.load_format == "dummy":
-        family = family_of(checkpoint.config)
-        return DummyLoader(family.spec(checkpoint.config), family.WEIGHTS, ops)
-    if checkpoint.config.get("model_type") not in FAMILIES and checkpoint.path.is_dir():
+    try:
+        spec, names = describe(checkpoint.config)
+    except UnsupportedVariant:
+        if config.load_format == "dummy" or not checkpoint.path.is_dir():
+            raise
         return FallbackLoader(checkpoint.path, checkpoint.config, ops)
-    family = family_of(checkpoint.config)
-    return Loader(checkpoint, family.spec(checkpoint.config), family.WEIGHTS, ops, config.quantization)
+    if config.load_format == "dummy":
+        return DummyLoader(spec, names, ops)
+    return Loader(checkpoint, spec, names, ops, config.quantization)

@@ -25,6 +25,5 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     if c.flag("qk_layernorm"):
         attention = replace(attention, qk_norm=replace(norm, bias=False), qk_norm_over="heads")
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"))
-    placement = "parallel" if c.flag("use_parallel_residual") else "pre"
-    layer = LayerSpec(attention, mlp, norm, placement)
+    layer = LayerSpec(attention, mlp, norm, "parallel" if c.flag("use_parallel_residual") else "pre")
     return c.decoder("stablelm", (layer,) * c.count("num_hidden_layers"), norm)
