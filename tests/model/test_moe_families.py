@@ -14,7 +14,7 @@ from quire.config.engine import EngineConfig
 from quire.model.loader import Loader
 from quire.runtime.build import make_blueprint
 from quire.weights.errors import CheckpointError
-from tests.model.agreement import TOKENS, WAYS, check_chunks, expected, random_model
+from tests.model.agreement import TOKENS, WAYS, check_chunks, check_recorded, expected, random_model
 from tests.model.harness import Harness
 
 COMMON = {
@@ -175,6 +175,13 @@ def test_agrees_with_transformers(case: tuple[Any, Path], way: Any) -> None:
     model, path = case
     assert isinstance(make_blueprint(EngineConfig(model=str(path), threads=1)).loader, Loader)
     way(model, lambda sequences: Harness(path, sequences))
+
+
+def test_decodes_as_replays(case: tuple[Any, Path]) -> None:
+    """All but latent attention and hybrids, which compute with torch too."""
+    model, path = case
+    if not path.name.startswith(("deepseek", "qwen3_next", "qwen3_5")):
+        check_recorded(model, lambda sequences: Harness(path, sequences))
 
 
 def test_refuses_more_choices_than_experts(tmp_path: Path) -> None:
