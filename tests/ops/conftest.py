@@ -9,7 +9,7 @@ from quire.ops.cpu import load
 from quire.ops.reference import ReferenceOps
 
 try:
-    from quire.ops.cpu.ops import CpuOps
+    from quire.ops.cpu.ops import INSTRUCTION_SETS, CpuOps
 except ImportError:  # no compiler here: the reference is all there is
     CpuOps = None  # type: ignore[assignment,misc]
 
@@ -17,7 +17,7 @@ except ImportError:  # no compiler here: the reference is all there is
 def _backends() -> dict[str, Ops]:
     found: dict[str, Ops] = {"reference": ReferenceOps()}
     if CpuOps is not None:
-        found["portable"] = CpuOps(2, portable=True)
+        found |= {name: CpuOps(2, name) for name in INSTRUCTION_SETS}
         found["one-thread"] = CpuOps(1)
         found["cpu"] = load()
     return found

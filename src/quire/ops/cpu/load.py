@@ -11,13 +11,15 @@ from quire.ops.backend import Ops
 
 logger = logging.getLogger(__name__)
 
+INSTRUCTIONS = "QUIRE_CPU_INSTRUCTIONS"
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
-def load(threads: int | None = None, portable: bool = False) -> Ops:
+def load(threads: int | None = None) -> Ops:
     """The CPU ops on ``threads`` threads (default: the cores this process may use).
 
-    ``portable``: leave out the AVX2 kernels even where the processor has them.
+    ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512, avx2 or portable.
+    Raises ``ValueError`` when there are no such kernels for this processor.
     """
     try:
         from quire.ops.cpu.ops import CpuOps
@@ -26,7 +28,7 @@ def load(threads: int | None = None, portable: bool = False) -> Ops:
         from quire.ops.reference import ReferenceOps
 
         return ReferenceOps()
-    return CpuOps(default_threads() if threads is None else threads, portable)
+    return CpuOps(default_threads() if threads is None else threads, os.environ.get(INSTRUCTIONS) or None)
 
 
 def default_threads() -> int:

@@ -14,6 +14,7 @@ from quire.ops.layouts import Layout
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "swiglu_oss": 5}
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
+INSTRUCTION_SETS = _kernels.instruction_sets()
 KEPT_STEPS = 8
 
 
@@ -24,8 +25,13 @@ class CpuOps:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, threads: int, portable: bool = False) -> None:
-        self._engine = _kernels.engine(threads, int(portable))
+    def __init__(self, threads: int, instruction_set: str | None = None) -> None:
+        """``instruction_set``: one of ``INSTRUCTION_SETS``, those of this processor; by default the first, its best."""
+        if instruction_set is not None and instruction_set not in INSTRUCTION_SETS:
+            known = ", ".join(INSTRUCTION_SETS)
+            raise ValueError(f"No kernels for {instruction_set!r} on this processor; there are: {known}.")
+        index = INSTRUCTION_SETS.index(instruction_set) if instruction_set else 0
+        self._engine = _kernels.engine(threads, index)
         self._steps: dict[int, tuple[AttentionStep, AttentionStep, object]] = {}
         self._arena = Arena()
         self._recording = False

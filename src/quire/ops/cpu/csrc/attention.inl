@@ -51,66 +51,77 @@ QUIRE_INLINE void fetch_ahead(const Chunk<T>* chunk, bool last, int64_t d, int64
   }
 }
 
+// Scores of a chunk: ``q`` [D][Rows].
 template <int Rows, typename T>
-void score_tile(const float* q, const Chunk<T>* chunk, bool fetch, bool last, int64_t dim, int64_t page_size, float* scores,
+QUIRE_ALONE void score_tile(const float* q, const Chunk<T>* chunk, bool fetch, bool last, int64_t dim, int64_t page_size, float* scores,
                 int64_t stride) {
-  F8 acc[Rows][2];
-  zero_tile<Rows>(acc);
+  Wide acc[Rows];
+  QUIRE_UNROLL
+  for (int m = 0; m < Rows; ++m) acc[m] = wide(0.0f);
   const T* k = chunk->k;
   for (int64_t d = 0; d < dim; d += 8, k += 8 * page_size) {
     if (fetch) fetch_ahead(chunk, last, d, page_size);
-    multiply_tile<Rows>(q + d, dim, k, page_size, 8, acc);
+    multiply_tile<Rows>(q + d * Rows, k, page_size, 8, acc);
   }
   QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) {
-    store(scores + m * stride, acc[m][0]);
-    store(scores + m * stride + 8, acc[m][1]);
-  }
+  for (int m = 0; m < Rows; ++m) store(scores + m * stride, acc[m]);
 }
 
-template <typename T>
-void score_tile_rows(int rows, const float* q, const Chunk<T>* chunk, bool fetch, bool last, int64_t dim, int64_t size,
-                     float* scores, int64_t stride) {
-  switch (rows) {
-    case 1: return score_tile<1>(q, chunk, fetch, last, dim, size, scores, stride);
-    case 2: return score_tile<2>(q, chunk, fetch, last, dim, size, scores, stride);
-    case 3: return score_tile<3>(q, chunk, fetch, last, dim, size, scores, stride);
-    case 4: return score_tile<4>(q, chunk, fetch, last, dim, size, scores, stride);
-    case 5: return score_tile<5>(q, chunk, fetch, last, dim, size, scores, stride);
-    default: return score_tile<6>(q, chunk, fetch, last, dim, size, scores, stride);
-  }
-}
+#ifdef QUIRE_AVX512
+constexpr int kScoreRows = 12;
+constexpr int value_wides(int rows) { return rows <= 3 ? 8 : 4; }
+#else
+constexpr int kScoreRows = 6;
+constexpr int value_wides(int rows) { return rows <= 3 ? 2 : 1; }
+#endif
 
-// out [Rows][8 * Eights of D] = out * decay + probabilities x values
-template <int Rows, int Eights, typename T>
-void value_tile(const float* probabilities, int64_t stride, const Chunk<T>* chunks, int64_t count, int64_t dim,
+constexpr int kValueRows = 6;
+
+// out [Rows][lanes of Count V of D] = out * decay + probabilities x values
+template <typename V, int Rows, int Count, typename T>
+QUIRE_ALONE void value_tile(const float* probabilities, int64_t stride, const Chunk<T>* chunks, int64_t count, int64_t dim,
                 const float* decay, float* out) {
-  F8 acc[Rows][Eights];
+  constexpr int kLanes = sizeof(V) / 4;
+  V acc[Rows][Count];
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
     QUIRE_UNROLL
-    for (int h = 0; h < Eights; ++h) acc[m][h] = mul(load(out + m * dim + h * 8), set1(decay[m]));
+    for (int h = 0; h < Count; ++h) {
+      acc[m][h] = V{};
+      accumulate(acc[m][h], decay + m, load_as<V>(out + m * dim + h * kLanes));
+    }
   }
   for (int64_t c = 0; c < count; ++c) {
     const float* p = probabilities + c * kLane;
     const T* v = chunks[c].v + chunks[c].begin * dim;
     for (int64_t t = chunks[c].begin; t < chunks[c].end; ++t, v += dim) {
-      F8 value[Eights];
+      V value[Count];
       QUIRE_UNROLL
-      for (int h = 0; h < Eights; ++h) value[h] = load(v + h * 8);
+      for (int h = 0; h < Count; ++h) value[h] = load_as<V>(v + h * kLanes);
       QUIRE_UNROLL
       for (int m = 0; m < Rows; ++m) {
-        const F8 weight = set1(p[m * stride + t]);
         QUIRE_UNROLL
-        for (int h = 0; h < Eights; ++h) acc[m][h] = fma(weight, value[h], acc[m][h]);
+        for (int h = 0; h < Count; ++h) accumulate(acc[m][h], p + m * stride + t, value[h]);
       }
     }
   }
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
     QUIRE_UNROLL
-    for (int h = 0; h < Eights; ++h) store(out + m * dim + h * 8, acc[m][h]);
+    for (int h = 0; h < Count; ++h) store(out + m * dim + h * kLanes, acc[m][h]);
   }
+}
+
+// From dimension ``d`` on, as many as are a multiple of what ``Count`` V hold; returns the next.
+template <typename V, int Rows, int Count, typename T>
+int64_t value_tiles(const float* probabilities, int64_t stride, Chunk<T>* chunks, int64_t count, int64_t dim,
+                    const float* decay, float* out, int64_t d) {
+  constexpr int64_t kStep = Count * sizeof(V) / 4;
+  for (; d + kStep <= dim; d += kStep) {
+    value_tile<V, Rows, Count>(probabilities, stride, chunks, count, dim, decay, out + d);
+    for (int64_t c = 0; c < count; ++c) chunks[c].v += kStep;
+  }
+  return d;
 }
 
 template <int Rows, typename T>
@@ -118,31 +129,14 @@ void value_rows(const float* probabilities, int64_t stride, const Chunk<T>* chun
                 const float* decay, float* out) {
   Chunk<T> moved[kMaxBlock / kLane];
   for (int64_t c = 0; c < count; ++c) moved[c] = chunks[c];
+  constexpr int kMost = value_wides(Rows);
   int64_t d = 0;
-  if constexpr (Rows <= 3) {
-    for (; d + 32 <= dim; d += 32) {
-      value_tile<Rows, 4>(probabilities, stride, moved, count, dim, decay, out + d);
-      for (int64_t c = 0; c < count; ++c) moved[c].v += 32;
-    }
+  if constexpr (kMost > 4) d = value_tiles<Wide, Rows, kMost>(probabilities, stride, moved, count, dim, decay, out, d);
+  if constexpr (kMost > 1) {
+    d = value_tiles<Wide, Rows, kMost < 4 ? kMost : 4>(probabilities, stride, moved, count, dim, decay, out, d);
   }
-  for (; d + 16 <= dim; d += 16) {
-    value_tile<Rows, 2>(probabilities, stride, moved, count, dim, decay, out + d);
-    for (int64_t c = 0; c < count; ++c) moved[c].v += 16;
-  }
-  if (d < dim) value_tile<Rows, 1>(probabilities, stride, moved, count, dim, decay, out + d);
-}
-
-template <typename T>
-void value_tile_rows(int rows, const float* p, int64_t stride, const Chunk<T>* chunks, int64_t count, int64_t dim,
-                     const float* decay, float* out) {
-  switch (rows) {
-    case 1: return value_rows<1>(p, stride, chunks, count, dim, decay, out);
-    case 2: return value_rows<2>(p, stride, chunks, count, dim, decay, out);
-    case 3: return value_rows<3>(p, stride, chunks, count, dim, decay, out);
-    case 4: return value_rows<4>(p, stride, chunks, count, dim, decay, out);
-    case 5: return value_rows<5>(p, stride, chunks, count, dim, decay, out);
-    default: return value_rows<6>(p, stride, chunks, count, dim, decay, out);
-  }
+  d = value_tiles<Wide, Rows, 1>(probabilities, stride, moved, count, dim, decay, out, d);
+  value_tiles<F8, Rows, 1>(probabilities, stride, moved, count, dim, decay, out, d);
 }
 
 struct RowState {
@@ -200,7 +194,7 @@ void soften_row(float* scores, int64_t begin, int64_t end, int64_t width, float 
 
 // Shorthands of the sizes an item works with.
 struct ItemBuffers {
-  float *q, *out, *scores;
+  float *q, *out, *scores;  // q: [D][rows] of each tile
   RowState state;
   int64_t rows, block;
 
@@ -232,12 +226,14 @@ void attend_block(const AttentionContext& c, const Item& item, const ItemBuffers
     chunks[count] = {static_cast<const T*>(c.pages.k) + base + t % size,
                      static_cast<const T*>(c.pages.v) + base + t % size * dim, begin, end};
   }
-  const Tiles tiles(b.rows);
+  const Tiles score_tiles(b.rows, kScoreRows), value_tiles(b.rows, kValueRows);
   for (int64_t i = 0; i < count; ++i) {
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t row = tiles.start(t);
-      score_tile_rows(tiles.height(t), b.q + row * dim, chunks + i, t == 0, i + 1 == count, dim, size,
-                      b.scores + row * b.block + i * kLane, b.block);
+    for (int64_t t = 0; t < score_tiles.count; ++t) {
+      const int64_t row = score_tiles.start(t);
+      float* scores = b.scores + row * b.block + i * kLane;
+      with_rows<kScoreRows>(score_tiles.height(t), [&](auto height) {
+        score_tile<height>(b.q + row * dim, chunks + i, t == 0, i + 1 == count, dim, size, scores, b.block);
+      });
     }
   }
   for (int64_t row = 0; row < b.rows; ++row) {
@@ -249,10 +245,11 @@ void attend_block(const AttentionContext& c, const Item& item, const ItemBuffers
     soften_row(b.scores + row * b.block, begin, end - start, count * kLane, c.args.softcap, slope, position - start, b.state,
                row);
   }
-  for (int64_t t = 0; t < tiles.count; ++t) {
-    const int64_t row = tiles.start(t);
-    value_tile_rows(tiles.height(t), b.scores + row * b.block, b.block, chunks, count, dim, b.state.decay + row,
-                    b.out + row * dim);
+  for (int64_t t = 0; t < value_tiles.count; ++t) {
+    const int64_t row = value_tiles.start(t);
+    with_rows<kValueRows>(value_tiles.height(t), [&](auto height) {
+      value_rows<height>(b.scores + row * b.block, b.block, chunks, count, dim, b.state.decay + row, b.out + row * dim);
+    });
   }
 }
 
@@ -264,14 +261,18 @@ float* output_row(const AttentionContext& c, const Item& item, int64_t row) {
 void attend_item(Pool& pool, int thread, const AttentionContext& c, const Item& item) {
   const int64_t dim = c.pages.head_dim;
   const ItemBuffers b(pool, thread, item.queries * c.share, dim);
-  const F8 scale = set1(c.args.scale);
-  for (int64_t row = 0; row < b.rows; ++row) {
-    const int64_t token = item.first_query + row / c.share, head = item.head * c.share + row % c.share;
-    const float* source = c.args.q + token * c.args.q_stride + head * dim;
-    for (int64_t d = 0; d < dim; d += 8) store(b.q + row * dim + d, mul(load(source + d), scale));
-    if (!c.args.sinks || !item.leads) continue;
-    b.state.maximum[row] = c.args.sinks[head];
-    b.state.sum[row] = 1.0f;
+  const Tiles tiles(b.rows, kScoreRows);
+  for (int64_t t = 0; t < tiles.count; ++t) {
+    const int64_t first = tiles.start(t), height = tiles.height(t);
+    for (int64_t row = first; row < first + height; ++row) {
+      const int64_t token = item.first_query + row / c.share, head = item.head * c.share + row % c.share;
+      const float* source = c.args.q + token * c.args.q_stride + head * dim;
+      float* target = b.q + first * dim + row - first;
+      for (int64_t d = 0; d < dim; ++d) target[d * height] = source[d] * c.args.scale;
+      if (!c.args.sinks || !item.leads) continue;
+      b.state.maximum[row] = c.args.sinks[head];
+      b.state.sum[row] = 1.0f;
+    }
   }
   for (int64_t start = item.kv_begin / kLane * kLane; start < item.kv_end; start += b.block) {
     switch (c.pages.type) {

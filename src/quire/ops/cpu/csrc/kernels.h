@@ -139,6 +139,8 @@ struct Kernels {
 };
 
 const Kernels& portable_kernels();
-const Kernels* avx2_kernels();  // nullptr where the processor (or the compiler) lacks AVX2, FMA or F16C
+// nullptr where the processor (or the compiler) lacks the instructions.
+const Kernels* avx2_kernels();    // AVX2, FMA and F16C
+const Kernels* avx512_kernels();  // and AVX-512 F, BW, DQ and VL
 
 }  // namespace quire

@@ -2,6 +2,7 @@
 // functions come before the pragma, so that no AVX2 version of a shared function can be linked into the portable path.
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -20,15 +21,6 @@
 namespace quire {
 namespace {
 #define QUIRE_AVX2
-#include "vec.h"
-#include "tiles.inl"
-#include "inputs.inl"
-#include "linear_grouped.inl"
-#include "linear_dense.inl"
-#include "elementwise.inl"
-#include "attention.inl"
-#include "sample.inl"
-#include "moe.inl"
 constexpr const char* kName = "avx2";
 #include "table.inl"
 }  // namespace

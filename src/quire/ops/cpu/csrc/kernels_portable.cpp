@@ -1,20 +1,12 @@
 #include <cmath>
 #include <cstring>
+#include <type_traits>
 
 #include "kernels.h"
 #include "parallel.h"
 
 namespace quire {
 namespace {
-#include "vec.h"
-#include "tiles.inl"
-#include "inputs.inl"
-#include "linear_grouped.inl"
-#include "linear_dense.inl"
-#include "elementwise.inl"
-#include "attention.inl"
-#include "sample.inl"
-#include "moe.inl"
 constexpr const char* kName = "portable";
 #include "table.inl"
 }  // namespace

@@ -12,8 +12,21 @@ QUIRE_INLINE F8 load_8(const uint8_t* p, Type type) {
   return zero();
 }
 
+// Panels are multiplied in pairs: 16 outputs. What was said of a panel's ``data`` holds ``apart`` bytes on for its partner.
+// An odd panel at the end is its own partner.
+struct PanelPair {
+  const uint8_t* data;
+  int64_t apart;
+
+  PanelPair(const Weight& w, int64_t panel)
+      : data(w.data + panel * w.panel_bytes()), apart(panel + 1 < w.panels() ? w.panel_bytes() : 0) {}
+};
+
 struct Affine {
   F8 scale, minimum;
+};
+struct WideAffine {
+  Wide scale, minimum;
 };
 
 // What the elements of a block stand for: ``scale * element + minimum``.
@@ -30,12 +43,12 @@ QUIRE_INLINE Affine affine(const Weight& w, const uint8_t* block, const uint8_t*
   return a;
 }
 
-constexpr bool has_bytes(Code code) { return bits_of(code) == 8; }
+QUIRE_INLINE WideAffine affine(const Weight& w, const uint8_t* block, const uint8_t* super, int64_t apart) {
+  const Affine low = affine(w, block, super), high = affine(w, block + apart, super + apart);
+  return {pair(low.scale, high.scale), pair(low.minimum, high.minimum)};
+}
 
-// Where elements that are codes look up what they stand for.
-struct Table {
-  F8 low, high;
-};
+constexpr bool has_bytes(Code code) { return bits_of(code) == 8; }
 
 // What element ``k`` of a run of ``kInputs`` must be multiplied by after it was read (``field``).
 template <Code C>
@@ -47,86 +60,92 @@ constexpr float field_scale(int k) {
 }
 
 template <Code C, int At>
-QUIRE_INLINE F8 element(I8 word, const Table& table) {
-  if constexpr (C == Code::table4) return lookup<At>(word, table.low, table.high);
+QUIRE_INLINE Wide element(WideInts word, Table table) {
+  if constexpr (C == Code::table4) return lookup<At>(word, table);
   return field<bits_of(C), At>(word);
 }
 
 template <Code C>
-QUIRE_INLINE F8 load_element(const uint8_t* p) {
-  if constexpr (C == Code::float8) return load_float8(p);
-  return load(reinterpret_cast<const int8_t*>(p));
+QUIRE_INLINE Wide load_element(const uint8_t* p, int64_t apart) {
+  if constexpr (C == Code::float8) return pair(load_float8(p), load_float8(p + apart));
+  return load_pair(reinterpret_cast<const int8_t*>(p), reinterpret_cast<const int8_t*>(p + apart));
 }
 
-// acc[.][p] += inputs ``a`` [Rows] x the elements of each panel; K chooses the sum.
-template <int K, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_input(const F8 (&w)[Panels], const float* a, F8 (&acc)[Rows][Panels][Sums]) {
+// acc[.][p] += inputs ``a`` [Rows] x the elements of each pair of panels; K chooses the sum.
+template <int K, int Rows, int Pairs, int Sums>
+QUIRE_INLINE void multiply_input(const Wide (&w)[Pairs], const float* a, Wide (&acc)[Rows][Pairs][Sums]) {
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {
-    const F8 v = set1(a[m]);
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][K % Sums], w[p], v);
+    for (int p = 0; p < Pairs; ++p) accumulate(acc[m][p][K % Sums], a + m, w[p]);
   }
 }
 
 // Inputs K and on of a run of words; ``rest`` collects what lies in their highest bits.
-template <Code C, int K, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_fields(const uint8_t* data, int64_t panel_bytes, const Table& table, const float* a,
-                                  I8 (&word)[Panels], I8 (&rest)[Panels], F8 (&acc)[Rows][Panels][Sums]) {
+template <Code C, int K, int Rows, int Pairs, int Sums>
+QUIRE_INLINE void multiply_fields(const uint8_t* data, int64_t apart, Table table, const float* a, WideInts (&word)[Pairs],
+                                  WideInts (&rest)[Pairs], Wide (&acc)[Rows][Pairs][Sums]) {
   using F = Fields<bits_of(C)>;
   if constexpr (K < F::kInputs) {
     if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
       constexpr int kWord = K / F::kPerWord;
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) {
-        word[p] = load_ints(data + p * panel_bytes + kWord * 32);
+      for (int p = 0; p < Pairs; ++p) {
+        const uint8_t* at = data + 2 * p * apart + kWord * 32;
+        word[p] = load_ints(at, at + apart);
         if constexpr (F::kSpare > 0) rest[p] = add_highest<F::kSpare, F::kSpare * kWord>(rest[p], word[p]);
       }
     }
     constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
-    F8 w[Panels];
+    Wide w[Pairs];
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) w[p] = element<C, kAt>(K < F::kWhole ? word[p] : rest[p], table);
+    for (int p = 0; p < Pairs; ++p) w[p] = element<C, kAt>(K < F::kWhole ? word[p] : rest[p], table);
     multiply_input<K>(w, a + K * Rows, acc);
-    multiply_fields<C, K + 1>(data, panel_bytes, table, a, word, rest, acc);
+    multiply_fields<C, K + 1>(data, apart, table, a, word, rest, acc);
   }
 }
 
-template <Code C, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_bytes(const uint8_t* data, int64_t panel_bytes, const float* a,
-                                 F8 (&acc)[Rows][Panels][Sums]) {
+template <Code C, int Rows, int Pairs, int Sums>
+QUIRE_INLINE void multiply_bytes(const uint8_t* data, int64_t apart, const float* a, Wide (&acc)[Rows][Pairs][Sums]) {
   QUIRE_UNROLL
   for (int i = 0; i < 4; ++i) {
-    F8 w[Panels];
+    Wide w[Pairs];
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) w[p] = load_element<C>(data + p * panel_bytes + i * 8);
+    for (int p = 0; p < Pairs; ++p) w[p] = load_element<C>(data + 2 * p * apart + i * 8, apart);
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
-      const F8 v = set1(a[i * Rows + m]);
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) accumulate(acc[m][p][i % Sums], w[p], v);
+      for (int p = 0; p < Pairs; ++p) accumulate(acc[m][p][i % Sums], a + i * Rows + m, w[p]);
     }
   }
 }
 
 // acc += the inputs ``a`` of one group x its elements, which begin at ``data``.
-template <Code C, int Rows, int Panels, int Sums>
-QUIRE_INLINE void multiply_group(const uint8_t* data, int64_t panel_bytes, int group, const Table& table, const float* a,
-                                 F8 (&acc)[Rows][Panels][Sums]) {
+template <Code C, int Rows, int Pairs, int Sums>
+QUIRE_INLINE void multiply_group(const uint8_t* data, int64_t apart, int group, Table table, const float* a,
+                                 Wide (&acc)[Rows][Pairs][Sums]) {
   if constexpr (has_bytes(C)) {
     for (int k = 0; k < group; k += 4, data += 32, a += 4 * Rows) {
-      multiply_bytes<C, Rows, Panels, Sums>(data, panel_bytes, a, acc);
+      multiply_bytes<C, Rows, Pairs, Sums>(data, apart, a, acc);
     }
   } else {
     using F = Fields<bits_of(C)>;
     for (int k = 0; k < group; k += F::kInputs, data += F::kWords * 32, a += F::kInputs * Rows) {
-      I8 word[Panels] = {}, rest[Panels] = {};
-      multiply_fields<C, 0>(data, panel_bytes, table, a, word, rest, acc);
+      WideInts word[Pairs] = {}, rest[Pairs] = {};
+      multiply_fields<C, 0>(data, apart, table, a, word, rest, acc);
     }
   }
 }
 
+#ifdef QUIRE_AVX512
+constexpr int kDirectHeight = 8;
+constexpr int direct_pairs(int rows) { return rows <= 2 ? 2 : 1; }
+constexpr int direct_sums(int rows) { return rows == 1 ? 4 : rows <= 6 ? 2 : 1; }  // several hide the latency of fma
+#else
 constexpr int kDirectHeight = 5;   // 5 rows x 2 vectors of sums, 2 packed, 2 unpacked, 1 broadcast: 15 registers
+constexpr int direct_pairs(int rows) { return rows == 2 ? 2 : 1; }
+constexpr int direct_sums(int rows) { return rows == 1 ? 4 : 1; }
+#endif
 constexpr int64_t kPrefetchBytes = 16 * 1024;
 constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for all tiles
 
@@ -137,86 +156,73 @@ struct DirectInputs {
 };
 
 // Few rows: weights go from memory to registers, unpacked on the way.
-template <Code C, int Rows, int Panels>
+template <Code C, int Rows, int Pairs>
 void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const float* bias, float* out, int64_t stride) {
-  constexpr int kSums = Rows == 1 ? 4 : 1;  // several sums hide the latency of fma
-  const uint8_t* block = w.data + panel * w.panel_bytes();
+  constexpr int kSums = direct_sums(Rows);
+  const PanelPair first(w, panel);
+  const uint8_t* block = first.data;
   const uint8_t* super = block;
-  const int64_t panel_bytes = w.panel_bytes(), block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
+  const int64_t apart = first.apart, block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
   // Panels are short streams, which the processor's own prefetching misses: fetch what the next call reads.
-  const int64_t ahead = Panels * panel_bytes < kPrefetchBytes ? Panels * panel_bytes : 1024;
-  const Table table{load(w.table), load(w.table + 8)};
+  const int64_t all = 2 * Pairs * w.panel_bytes(), ahead = all < kPrefetchBytes ? all : 1024;
+  const Table table = load_table(w.table);
   const bool offset = w.has_offset();
   const float* a = x.values;
-  F8 sum[Rows][Panels];
+  Wide sum[Rows][Pairs];
   QUIRE_UNROLL
-  for (int p = 0; p < Panels; ++p) {
-    const int64_t first = (panel + p) * 8;
+  for (int p = 0; p < Pairs; ++p) {
+    const int64_t column = (panel + 2 * p) * 8;
     QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) sum[m][p] = bias ? load_lanes(bias + first, w.n - first) : zero();
+    for (int m = 0; m < Rows; ++m) sum[m][p] = bias ? load_wide_lanes(bias + column, w.n - column) : wide(0.0f);
   }
   for (int64_t g = 0; g < groups; ++g, block += block_bytes, a += w.group * Rows) {
     if (w.super && g % w.super == 0) {
       super = block;
       block += w.super_bytes();
     }
-    F8 acc[Rows][Panels][kSums];
+    Wide acc[Rows][Pairs][kSums];
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) {
+      for (int p = 0; p < Pairs; ++p) {
         QUIRE_UNROLL
-        for (int s = 0; s < kSums; ++s) acc[m][p][s] = zero();
+        for (int s = 0; s < kSums; ++s) acc[m][p][s] = wide(0.0f);
       }
     }
     for (int64_t i = 0; i < block_bytes; i += 64) {
       QUIRE_UNROLL
-      for (int p = 0; p < Panels; ++p) __builtin_prefetch(block + p * panel_bytes + ahead + i);
+      for (int p = 0; p < 2 * Pairs; ++p) __builtin_prefetch(block + p * apart + ahead + i);
     }
-    multiply_group<C, Rows, Panels, kSums>(block + head, panel_bytes, w.group, table, a, acc);
+    multiply_group<C, Rows, Pairs, kSums>(block + head, apart, w.group, table, a, acc);
     QUIRE_UNROLL
-    for (int p = 0; p < Panels; ++p) {
-      const Affine to = affine(w, block + p * panel_bytes, super + p * panel_bytes);
+    for (int p = 0; p < Pairs; ++p) {
+      const WideAffine to = affine(w, block + 2 * p * apart, super + 2 * p * apart, apart);
       QUIRE_UNROLL
       for (int m = 0; m < Rows; ++m) {
-        F8 total = acc[m][p][0];
+        Wide total = acc[m][p][0];
         QUIRE_UNROLL
         for (int s = 1; s < kSums; ++s) total = add(total, acc[m][p][s]);
         sum[m][p] = fma(total, to.scale, sum[m][p]);
-        if (offset) sum[m][p] = fma(to.minimum, set1(x.sums[g * Rows + m]), sum[m][p]);
+        if (offset) accumulate(sum[m][p], x.sums + g * Rows + m, to.minimum);
       }
     }
   }
   QUIRE_UNROLL
-  for (int p = 0; p < Panels; ++p) {
-    const int64_t first = (panel + p) * 8;
+  for (int p = 0; p < Pairs; ++p) {
+    const int64_t column = (panel + 2 * p) * 8;
     QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) store_lanes(out + m * stride + first, sum[m][p], w.n - first);
+    for (int m = 0; m < Rows; ++m) store_lanes(out + m * stride + column, sum[m][p], w.n - column);
   }
 }
 
-constexpr int direct_panels(int rows) { return rows == 2 ? 4 : 2; }
-
+// Panels from ``begin``, an even one, to ``end``.
 template <Code C, int Rows>
 void grouped_direct_range(const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias, float* out,
                           int64_t stride) {
-  constexpr int kPanels = direct_panels(Rows);
+  constexpr int kPairs = direct_pairs(Rows);
   int64_t panel = begin;
-  for (; panel + kPanels <= end; panel += kPanels) grouped_direct<C, Rows, kPanels>(w, panel, x, bias, out, stride);
-  for (; panel < end; ++panel) grouped_direct<C, Rows, 1>(w, panel, x, bias, out, stride);
-}
-
-template <Code C>
-void grouped_direct_rows(int rows, const Weight& w, int64_t begin, int64_t end, const DirectInputs& x, const float* bias,
-                         float* out, int64_t stride) {
-  static_assert(kDirectHeight == 5);
-  switch (rows) {
-    case 1: return grouped_direct_range<C, 1>(w, begin, end, x, bias, out, stride);
-    case 2: return grouped_direct_range<C, 2>(w, begin, end, x, bias, out, stride);
-    case 3: return grouped_direct_range<C, 3>(w, begin, end, x, bias, out, stride);
-    case 4: return grouped_direct_range<C, 4>(w, begin, end, x, bias, out, stride);
-    default: return grouped_direct_range<C, 5>(w, begin, end, x, bias, out, stride);
-  }
+  for (; panel + 2 * kPairs <= end; panel += 2 * kPairs) grouped_direct<C, Rows, kPairs>(w, panel, x, bias, out, stride);
+  for (; panel < end; panel += 2) grouped_direct<C, Rows, 1>(w, panel, x, bias, out, stride);
 }
 
 // Fills the inputs of a tile of ``rows`` rows from ``x`` on.
@@ -251,49 +257,55 @@ void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, co
     const int64_t row = tiles.start(t);
     direct_inputs<C>(w, x + row * w.k, tiles.height(t), values + row * w.k, sums + row * groups);
   });
-  const int64_t panels = w.panels(), together = direct_panels(tiles.height(0));
+  const int64_t panels = w.panels(), together = 2 * direct_pairs(tiles.height(0));
   const int64_t a_task = ((kDirectTaskBytes + w.panel_bytes() - 1) / w.panel_bytes() + together - 1) / together * together;
   parallel(pool, (panels + a_task - 1) / a_task, [&](int64_t task, int) {
     const int64_t begin = task * a_task, end = begin + a_task < panels ? begin + a_task : panels;
     for (int64_t t = 0; t < tiles.count; ++t) {  // the task's weights stay in L1
       const int64_t row = tiles.start(t);
       const DirectInputs inputs{values + row * w.k, sums + row * groups};
-      grouped_direct_rows<C>(tiles.height(t), w, begin, end, inputs, bias, out + row * stride, stride);
+      with_rows<kDirectHeight>(tiles.height(t), [&](auto height) {
+        grouped_direct_range<C, height>(w, begin, end, inputs, bias, out + row * stride, stride);
+      });
     }
   });
 }
 
 template <Code C, int K>
-QUIRE_INLINE void unpack_fields(const uint8_t* data, const Table& table, const Affine& to, I8 word, I8 rest, float* out) {
+QUIRE_INLINE void unpack_fields(const uint8_t* data, int64_t apart, Table table, const WideAffine& to, WideInts word,
+                                WideInts rest, float* out) {
   using F = Fields<bits_of(C)>;
   if constexpr (K < F::kInputs) {
     if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
       constexpr int kWord = K / F::kPerWord;
-      word = load_ints(data + kWord * 32);
+      word = load_ints(data + kWord * 32, data + kWord * 32 + apart);
       if constexpr (F::kSpare > 0) rest = add_highest<F::kSpare, F::kSpare * kWord>(rest, word);
     }
     constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
-    const F8 scale = mul(to.scale, set1(field_scale<C>(K)));
+    const Wide scale = mul(to.scale, wide(field_scale<C>(K)));
     store(out + K * 16, fma(element<C, kAt>(K < F::kWhole ? word : rest, table), scale, to.minimum));
-    unpack_fields<C, K + 1>(data, table, to, word, rest, out);
+    unpack_fields<C, K + 1>(data, apart, table, to, word, rest, out);
   }
 }
 
-// Inputs k .. k + count of one panel as floats: 8 outputs at the start of each 16 of ``out``.
+// Inputs k .. k + count of a pair of panels as floats [count][16].
 template <Code C>
-void unpack_panel(const Weight& w, int64_t panel, int64_t k, int64_t count, float* out) {
-  const uint8_t* base = w.data + panel * w.panel_bytes();
-  const Table table{load(w.table), load(w.table + 8)};
+void unpack_panels(const Weight& w, int64_t panel, int64_t k, int64_t count, float* out) {
+  const PanelPair from(w, panel);
+  const int64_t apart = from.apart;
+  const Table table = load_table(w.table);
   for (int64_t g = k / w.group; g < (k + count) / w.group; ++g) {
-    const uint8_t* block = base + w.block_at(g);
-    const Affine to = affine(w, block, base + w.super_at(g));
+    const uint8_t* block = from.data + w.block_at(g);
+    const WideAffine to = affine(w, block, from.data + w.super_at(g), apart);
     const uint8_t* data = block + w.head_bytes();
     if constexpr (has_bytes(C)) {
-      for (int i = 0; i < w.group; ++i, data += 8, out += 16) store(out, fma(load_element<C>(data), to.scale, to.minimum));
+      for (int i = 0; i < w.group; ++i, data += 8, out += 16) {
+        store(out, fma(load_element<C>(data, apart), to.scale, to.minimum));
+      }
     } else {
       using F = Fields<bits_of(C)>;
       for (int i = 0; i < w.group; i += F::kInputs, data += F::kWords * 32, out += F::kInputs * 16) {
-        unpack_fields<C, 0>(data, table, to, I8{}, I8{}, out);
+        unpack_fields<C, 0>(data, apart, table, to, WideInts{}, WideInts{}, out);
       }
     }
   }
@@ -303,21 +315,17 @@ template <Code C>
 void linear_code(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   if (rows <= kDirectRows) return linear_direct<C>(pool, x, rows, w, bias, out, stride);
   linear_tiled(pool, x, rows, w, bias, out, stride, w.group, [&](int64_t first) {
-    return [&w, panel = first / 8](int64_t k, int64_t count, float* block) {
-      unpack_panel<C>(w, panel, k, count, block);
-      if (panel + 1 < w.panels()) return unpack_panel<C>(w, panel + 1, k, count, block + 8);
-      for (int64_t i = 0; i < count; ++i) store(block + i * 16 + 8, zero());
-    };
+    return [&w, panel = first / 8](int64_t k, int64_t count, float* block) { unpack_panels<C>(w, panel, k, count, block); };
   });
 }
 
-// One row of a panel: its elements unpacked, 8 rows at a time, of which one is kept.
+// One row: its panels unpacked, of which one column is kept.
 template <Code C>
 void embed_code(const Weight& w, int64_t row, float multiplier, float* out) {
-  alignas(32) float block[kMaxGroup * 16];
+  alignas(64) float block[kMaxGroup * 16];
   for (int64_t k = 0; k < w.k; k += w.group) {
-    unpack_panel<C>(w, row / 8, k, w.group, block);
-    for (int i = 0; i < w.group; ++i) out[k + i] = block[i * 16 + row % 8] * multiplier;
+    unpack_panels<C>(w, row / 16 * 2, k, w.group, block);
+    for (int i = 0; i < w.group; ++i) out[k + i] = block[i * 16 + row % 16] * multiplier;
   }
 }
 

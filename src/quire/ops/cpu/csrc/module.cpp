@@ -152,15 +152,36 @@ PyObject* py_replay(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   });
 }
 
-// engine(threads, portable) -> capsule
+std::vector<const Kernels*> usable_kernels() {
+  std::vector<const Kernels*> found;
+  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), &portable_kernels()}) {
+    if (kernels) found.push_back(kernels);
+  }
+  return found;
+}
+
+// instruction_sets() -> tuple of the names of those the processor has, the best first
+PyObject* py_instruction_sets(PyObject*, PyObject* const*, Py_ssize_t) {
+  const std::vector<const Kernels*> usable = usable_kernels();
+  PyObject* names = PyTuple_New(static_cast<Py_ssize_t>(usable.size()));
+  for (size_t i = 0; names && i < usable.size(); ++i) {
+    PyObject* name = PyUnicode_FromString(usable[i]->name);
+    if (!name) Py_CLEAR(names);
+    if (name) PyTuple_SET_ITEM(names, static_cast<Py_ssize_t>(i), name);
+  }
+  return names;
+}
+
+// engine(threads, index in instruction_sets()) -> capsule
 PyObject* py_engine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
   Args args(raw, count, 2);
-  const int64_t threads = args.integer(), portable = args.integer();
+  const int64_t threads = args.integer(), index = args.integer();
   if (args.bad()) return nullptr;
   if (threads < 1 || threads > 1024) return refuse("threads must be from 1 to 1024.");
-  const Kernels* fast = portable ? nullptr : avx2_kernels();
+  const std::vector<const Kernels*> usable = usable_kernels();
+  if (index < 0 || index >= static_cast<int64_t>(usable.size())) return refuse("No such instruction set.");
   try {
-    return to_capsule(std::make_unique<Engine>(static_cast<int>(threads), fast ? *fast : portable_kernels()), kEngineName);
+    return to_capsule(std::make_unique<Engine>(static_cast<int>(threads), *usable[index]), kEngineName);
   } catch (const std::exception& error) {
     PyErr_SetString(PyExc_RuntimeError, error.what());
     return nullptr;
@@ -578,7 +599,7 @@ PyObject* py_combine(PyObject*, PyObject* const* raw, Py_ssize_t count) {
 #define QUIRE_METHOD(name) {#name, reinterpret_cast<PyCFunction>(reinterpret_cast<void (*)()>(py_##name)), METH_FASTCALL, nullptr}
 
 PyMethodDef kMethods[] = {
-    QUIRE_METHOD(engine), QUIRE_METHOD(engine_name), QUIRE_METHOD(weight), QUIRE_METHOD(weight_bytes), QUIRE_METHOD(pack),
+    QUIRE_METHOD(instruction_sets), QUIRE_METHOD(engine), QUIRE_METHOD(engine_name), QUIRE_METHOD(weight), QUIRE_METHOD(weight_bytes), QUIRE_METHOD(pack),
     QUIRE_METHOD(linear), QUIRE_METHOD(embed),       QUIRE_METHOD(rms_norm), QUIRE_METHOD(gate_up_act),
     QUIRE_METHOD(record), QUIRE_METHOD(stop),        QUIRE_METHOD(replay),
     QUIRE_METHOD(pages),  QUIRE_METHOD(step),        QUIRE_METHOD(store),  QUIRE_METHOD(attention),  QUIRE_METHOD(sample),

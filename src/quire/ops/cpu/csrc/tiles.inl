@@ -1,6 +1,22 @@
 // Float32 products of a few rows with 16 outputs, and how many rows are cut into such tiles.
 
+#ifdef QUIRE_AVX512
+constexpr int kTileRows = 24;  // 24 sums and the weights: 25 registers
+#else
 constexpr int kTileRows = 6;  // 6 rows x 2 vectors of sums, 2 of weights, 1 broadcast: 15 registers
+#endif
+
+// ``call`` with a constant, ``rows``, of 1 to Highest.
+template <int Highest, int Rows = 1, typename Call>
+QUIRE_INLINE void with_rows(int rows, Call&& call) {
+  if constexpr (Rows == Highest) {
+    call(std::integral_constant<int, Rows>());
+  } else if (rows == Rows) {
+    call(std::integral_constant<int, Rows>());
+  } else {
+    with_rows<Highest, Rows + 1>(rows, call);
+  }
+}
 
 // Rows are cut into tiles of at most ``highest``, as even as can be.
 struct Tiles {
@@ -40,55 +56,57 @@ QUIRE_INLINE F8 load_lanes(const float* in, int64_t count) {
   return load(lanes);
 }
 
-template <int Rows>
-QUIRE_INLINE void zero_tile(F8 (&acc)[Rows][2]) {
-  QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) acc[m][0] = acc[m][1] = zero();
+QUIRE_INLINE void store_lanes(float* out, Wide x, int64_t count) {
+  if (count >= 16) return store(out, x);
+  if (count > 0) store_lanes(out, low_half(x), count);
+  if (count > 8) store_lanes(out + 8, high_half(x), count - 8);
 }
 
-// acc += a [Rows rows, ``a_stride`` apart, count] x b [count][16, rows ``b_stride`` apart].
-template <int Rows, typename T>
-QUIRE_INLINE void multiply_tile(const float* a, int64_t a_stride, const T* b, int64_t b_stride, int64_t count,
-                                F8 (&acc)[Rows][2]) {
-  for (int64_t k = 0; k < count; ++k, b += b_stride) {
-    const F8 b0 = load(b), b1 = load(b + 8);
-    QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) {
-      const F8 v = set1(a[m * a_stride + k]);
-      accumulate(acc[m][0], v, b0);
-      accumulate(acc[m][1], v, b1);
+QUIRE_INLINE Wide load_wide_lanes(const float* in, int64_t count) {
+  if (count >= 16) return load_wide(in);
+  return pair(load_lanes(in, count), count > 8 ? load_lanes(in + 8, count - 8) : zero());
+}
+
+// x [rows, width] as [width][rows], the order in which a tile multiplies.
+void interleave(const float* x, int64_t rows, int64_t width, float* out) {
+  constexpr int64_t kBlock = 64;  // inputs: what is written stays in L1 until all rows have come
+  for (int64_t begin = 0; begin < width; begin += kBlock) {
+    const int64_t end = begin + kBlock < width ? begin + kBlock : width;
+    for (int64_t m = 0; m < rows; ++m) {
+      for (int64_t k = begin; k < end; ++k) out[k * rows + m] = x[m * width + k];
     }
   }
 }
 
-// c [Rows][16] += a x b, where ``c`` rows are ``c_stride`` apart.
-template <int Rows>
-void dense_tile(const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c,
-                int64_t c_stride) {
-  F8 acc[Rows][2];
-  QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) {
-    acc[m][0] = load(c + m * c_stride);
-    acc[m][1] = load(c + m * c_stride + 8);
-  }
-  multiply_tile<Rows>(a, a_stride, b, b_stride, count, acc);
-  QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) {
-    store(c + m * c_stride, acc[m][0]);
-    store(c + m * c_stride + 8, acc[m][1]);
+// acc += a [count][Rows] x b [count][16, rows ``b_stride`` apart].
+template <int Rows, typename T>
+QUIRE_INLINE void multiply_tile(const float* a, const T* b, int64_t b_stride, int64_t count, Wide (&acc)[Rows]) {
+  for (int64_t k = 0; k < count; ++k, a += Rows, b += b_stride) {
+    const Wide w = load_wide(b);
+    QUIRE_UNROLL
+    for (int m = 0; m < Rows; ++m) accumulate(acc[m], a + m, w);
   }
 }
 
-void dense_tile_rows(int rows, const float* a, int64_t a_stride, const float* b, int64_t b_stride, int64_t count, float* c,
-                     int64_t c_stride) {
-  switch (rows) {
-    case 1: return dense_tile<1>(a, a_stride, b, b_stride, count, c, c_stride);
-    case 2: return dense_tile<2>(a, a_stride, b, b_stride, count, c, c_stride);
-    case 3: return dense_tile<3>(a, a_stride, b, b_stride, count, c, c_stride);
-    case 4: return dense_tile<4>(a, a_stride, b, b_stride, count, c, c_stride);
-    case 5: return dense_tile<5>(a, a_stride, b, b_stride, count, c, c_stride);
-    default: return dense_tile<6>(a, a_stride, b, b_stride, count, c, c_stride);
-  }
+// c [Rows][16] += a [count][Rows] x b [count][16]
+template <int Rows>
+void dense_tile(const float* a, const float* b, int64_t count, float* c) {
+  Wide acc[Rows];
+  QUIRE_UNROLL
+  for (int m = 0; m < Rows; ++m) acc[m] = load_wide(c + m * 16);
+  multiply_tile<Rows>(a, b, 16, count, acc);
+  QUIRE_UNROLL
+  for (int m = 0; m < Rows; ++m) store(c + m * 16, acc[m]);
+}
+
+// All tiles' rows of x [rows, width], interleaved; in the pool's scratch.
+const float* interleaved(Pool& pool, const float* x, int64_t width, const Tiles& tiles) {
+  float* values = static_cast<float*>(pool.scratch(0, 0, tiles.rows * width * 4));
+  parallel(pool, tiles.count, [&](int64_t t, int) {
+    const int64_t at = tiles.start(t) * width;
+    interleave(x + at, tiles.height(t), width, values + at);
+  });
+  return values;
 }
 
 constexpr int64_t kBlockInputs = 320;            // inputs unpacked at a time: 320 x 16 x float = 20 KiB, which stays in L1
@@ -96,25 +114,28 @@ constexpr int64_t kRowBlockBytes = 384 * 1024;   // of inputs: they stay in L2 w
 constexpr int64_t kMinRowBlock = 48;
 constexpr int64_t kDirectTaskBytes = 12 * 1024;  // of weights: large enough to hide the hand-out of tasks
 
-// All rows against 16 outputs from ``first`` on. ``unpack(k, count, block)`` writes floats [count][16] of those outputs.
+// A block of tiles, begin to end, against 16 outputs from ``first`` on. ``unpack(k, count, block)`` writes floats
+// [count][16] of those outputs.
 template <typename Unpack>
-void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64_t step, const Tiles& tiles, const float* x,
-                   const float* bias, float* out, int64_t stride, Unpack&& unpack) {
-  Arena arena{static_cast<uint8_t*>(pool.scratch(thread, 1, (tiles.rows + step) * 64 + 128))};
-  float* sums = arena.take<float>(tiles.rows * 16);
+void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64_t step, const Tiles& tiles, int64_t begin,
+                   int64_t end, const float* values, const float* bias, float* out, int64_t stride, Unpack&& unpack) {
+  const int64_t row = tiles.start(begin), rows = tiles.start(end) - row;
+  Arena arena{static_cast<uint8_t*>(pool.scratch(thread, 1, (rows + step) * 64 + 128))};
+  float* sums = arena.take<float>(rows * 16);
   float* block = arena.take<float>(step * 16);
   const int64_t width = w.n - first < 16 ? w.n - first : 16;
   for (int64_t i = 0; i < 16; ++i) sums[i] = bias && i < width ? bias[first + i] : 0.0f;
-  for (int64_t m = 1; m < tiles.rows; ++m) memcpy(sums + m * 16, sums, 64);
+  for (int64_t m = 1; m < rows; ++m) memcpy(sums + m * 16, sums, 64);
   for (int64_t k = 0; k < w.k; k += step) {
     const int64_t count = w.k - k < step ? w.k - k : step;
     unpack(k, count, block);
-    for (int64_t t = 0; t < tiles.count; ++t) {
-      const int64_t row = tiles.start(t);
-      dense_tile_rows(tiles.height(t), x + row * w.k + k, w.k, block, 16, count, sums + row * 16, 16);
+    for (int64_t t = begin; t < end; ++t) {
+      const float* a = values + tiles.start(t) * w.k + k * tiles.height(t);
+      float* c = sums + (tiles.start(t) - row) * 16;
+      with_rows<kTileRows>(tiles.height(t), [&](auto height) { dense_tile<height>(a, block, count, c); });
     }
   }
-  for (int64_t m = 0; m < tiles.rows; ++m) memcpy(out + m * stride + first, sums + m * 16, width * 4);
+  for (int64_t m = 0; m < rows; ++m) memcpy(out + (row + m) * stride + first, sums + m * 16, width * 4);
 }
 
 // Many rows: 16 outputs of the weights at a time are unpacked once for a block of rows. ``unpacker(first)`` gives the
@@ -124,13 +145,14 @@ void linear_tiled(Pool& pool, const float* x, int64_t rows, const Weight& w, con
                   int64_t granule, Unpacker&& unpacker) {
   const int64_t steps = (w.k + kBlockInputs - 1) / kBlockInputs;
   const int64_t step = ((w.k + steps - 1) / steps + granule - 1) / granule * granule;
+  const Tiles tiles(rows, kTileRows);
+  const float* values = interleaved(pool, x, w.k, tiles);
   int64_t block = kRowBlockBytes / (4 * w.k);
-  block = (block > kMinRowBlock ? block : kMinRowBlock) / kTileRows * kTileRows;
-  const int64_t blocks = (rows + block - 1) / block, columns = (w.n + 15) / 16;
+  block = (block > kMinRowBlock ? block : kMinRowBlock) / kTileRows;
+  const int64_t blocks = (tiles.count + block - 1) / block, columns = (w.n + 15) / 16;
   parallel(pool, blocks * columns, [&](int64_t task, int thread) {
-    const int64_t b = task / columns, begin = rows * b / blocks, first = task % columns * 16;
-    const Tiles tiles(rows * (b + 1) / blocks - begin);
-    tiled_columns(pool, thread, w, first, step, tiles, x + begin * w.k, bias, out + begin * stride, stride,
-                  unpacker(first));
+    const int64_t b = task / columns, first = task % columns * 16;
+    tiled_columns(pool, thread, w, first, step, tiles, tiles.count * b / blocks, tiles.count * (b + 1) / blocks, values,
+                  bias, out, stride, unpacker(first));
   });
 }

@@ -11,6 +11,7 @@ struct bf16 {
 };
 
 #define QUIRE_INLINE static inline __attribute__((always_inline))
+#define QUIRE_ALONE __attribute__((noinline))  // a tile's sums stay in registers only in a small function
 #define QUIRE_UNROLL _Pragma("GCC unroll 32")
 
 #ifdef QUIRE_AVX2

@@ -1,0 +1,116 @@
+// Sixteen float lanes, what products work with: one register of AVX-512, or two of vec.h's. Included after vec.h;
+// QUIRE_AVX512 chooses.
+
+#ifdef QUIRE_AVX512
+
+typedef __m512 Wide;
+typedef __m512i WideInts;  // 16 x int32
+
+QUIRE_INLINE Wide wide(float x) { return _mm512_set1_ps(x); }
+QUIRE_INLINE Wide load_wide(const float* p) { return _mm512_loadu_ps(p); }
+QUIRE_INLINE Wide load_wide(const f16* p) {
+  return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+}
+QUIRE_INLINE Wide load_wide(const bf16* p) {
+  const __m256i bits = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p));
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+QUIRE_INLINE Wide pair(F8 low, F8 high) { return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1); }
+QUIRE_INLINE F8 low_half(Wide x) { return _mm512_castps512_ps256(x); }
+QUIRE_INLINE F8 high_half(Wide x) { return _mm512_extractf32x8_ps(x, 1); }
+QUIRE_INLINE void store(float* p, Wide x) { _mm512_storeu_ps(p, x); }
+QUIRE_INLINE Wide add(Wide a, Wide b) { return _mm512_add_ps(a, b); }
+QUIRE_INLINE Wide mul(Wide a, Wide b) { return _mm512_mul_ps(a, b); }
+QUIRE_INLINE Wide fma(Wide a, Wide b, Wide c) { return _mm512_fmadd_ps(a, b, c); }
+// acc += *a * b, with the number straight from memory.
+QUIRE_INLINE void accumulate(Wide& acc, const float* a, Wide b) {
+  __asm__("vfmadd231ps %2%{1to16%}, %1, %0" : "+v"(acc) : "v"(b), "m"(*a));
+}
+
+QUIRE_INLINE WideInts load_ints(const void* low, const void* high) {
+  const __m256i first = _mm256_loadu_si256(static_cast<const __m256i*>(low));
+  return _mm512_inserti64x4(_mm512_castsi256_si512(first), _mm256_loadu_si256(static_cast<const __m256i*>(high)), 1);
+}
+// As vec.h's ``field`` and so on.
+template <int Bits, int At>
+QUIRE_INLINE Wide field(WideInts x) {
+  constexpr bool kHighest = At + Bits == 32;
+  return _mm512_cvtepi32_ps(kHighest ? _mm512_srli_epi32(x, At)
+                                     : _mm512_and_si512(x, _mm512_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
+}
+template <int Bits, int At>
+QUIRE_INLINE WideInts add_highest(WideInts rest, WideInts x) {
+  const WideInts moved = _mm512_srli_epi32(x, 32 - Bits - At);
+  return At == 0 ? moved : _mm512_or_si512(rest, _mm512_and_si512(moved, _mm512_set1_epi32(((1 << Bits) - 1) << At)));
+}
+typedef Wide Table;
+QUIRE_INLINE Table load_table(const float* entries) { return load_wide(entries); }
+template <int At>
+QUIRE_INLINE Wide lookup(WideInts x, Table table) {
+  return _mm512_permutexvar_ps(_mm512_srli_epi32(x, At), table);  // which looks at the lowest 4 bits
+}
+QUIRE_INLINE Wide load_pair(const int8_t* low, const int8_t* high) {
+  const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(low));
+  const __m128i both = _mm_unpacklo_epi64(first, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(high)));
+  return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(both));
+}
+
+#else
+
+struct Wide {
+  F8 low, high;
+};
+struct WideInts {
+  I8 low, high;
+};
+
+QUIRE_INLINE Wide wide(float x) { return {set1(x), set1(x)}; }
+template <typename T>
+QUIRE_INLINE Wide load_wide(const T* p) {
+  return {load(p), load(p + 8)};
+}
+QUIRE_INLINE Wide pair(F8 low, F8 high) { return {low, high}; }
+QUIRE_INLINE F8 low_half(Wide x) { return x.low; }
+QUIRE_INLINE F8 high_half(Wide x) { return x.high; }
+QUIRE_INLINE void store(float* p, Wide x) {
+  store(p, x.low);
+  store(p + 8, x.high);
+}
+QUIRE_INLINE Wide add(Wide a, Wide b) { return {add(a.low, b.low), add(a.high, b.high)}; }
+QUIRE_INLINE Wide mul(Wide a, Wide b) { return {mul(a.low, b.low), mul(a.high, b.high)}; }
+QUIRE_INLINE Wide fma(Wide a, Wide b, Wide c) { return {fma(a.low, b.low, c.low), fma(a.high, b.high, c.high)}; }
+QUIRE_INLINE void accumulate(Wide& acc, const float* a, Wide b) {
+  const F8 v = set1(*a);
+  accumulate(acc.low, v, b.low);
+  accumulate(acc.high, v, b.high);
+}
+
+QUIRE_INLINE WideInts load_ints(const void* low, const void* high) { return {load_ints(low), load_ints(high)}; }
+template <int Bits, int At>
+QUIRE_INLINE Wide field(WideInts x) {
+  return {field<Bits, At>(x.low), field<Bits, At>(x.high)};
+}
+template <int Bits, int At>
+QUIRE_INLINE WideInts add_highest(WideInts rest, WideInts x) {
+  return {add_highest<Bits, At>(rest.low, x.low), add_highest<Bits, At>(rest.high, x.high)};
+}
+// Entries 0 to 7, and the others.
+typedef Wide Table;
+QUIRE_INLINE Table load_table(const float* entries) { return load_wide(entries); }
+template <int At>
+QUIRE_INLINE Wide lookup(WideInts x, Table table) {
+  return {lookup<At>(x.low, table.low, table.high), lookup<At>(x.high, table.low, table.high)};
+}
+QUIRE_INLINE Wide load_pair(const int8_t* low, const int8_t* high) { return {load(low), load(high)}; }
+
+#endif
+
+template <typename V, typename T>
+QUIRE_INLINE V load_as(const T* p) {
+  if constexpr (sizeof(V) == sizeof(F8)) {
+    return load(p);
+  } else {
+    return load_wide(p);
+  }
+}
+QUIRE_INLINE void accumulate(F8& acc, const float* a, F8 b) { accumulate(acc, set1(*a), b); }
