@@ -107,6 +107,9 @@ class _Group:
 def compressed_tensors_schemes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
     """The scheme of each module, ``None`` for a plain one. Raises ``CheckpointError`` for unknown settings."""
     settings, names = Settings(METHOD, config), checkpoint.names()
+    if settings.group("transform_config").values.get("config_groups"):
+        raise CheckpointError(f"The {METHOD} checkpoint has a transform_config, which is not supported.")
+    settings.group("sparsity_config").one_of("format", "dense", ("dense",))
     entries = settings.group("config_groups")
     groups = [_group(entries.group(name), settings) for name in entries.values]
     ignore = _names(settings, "ignore")
@@ -177,8 +180,10 @@ def _float(weights: Settings, inputs: Settings | None) -> Scheme:
     inputs.one_of("num_bits", 8, (8,))
     inputs.one_of("type", "float", ("float",))
     inputs.one_of("strategy", "token", ("token", "tensor", "group"))
-    dynamic = inputs.flag("dynamic", False)
-    return Fp8Scheme(".weight_scale", block, None if dynamic else ".input_scale", dynamic)
+    if not inputs.flag("dynamic", False):
+        return Fp8Scheme(".weight_scale", block, ".input_scale")
+    group = inputs.group_size(128) if inputs.values.get("strategy") == "group" else None
+    return Fp8Scheme(".weight_scale", block, dynamic=ActivationQuant("fp8", group=group))
 
 
 def _naive(weights: Settings, inputs: Settings | None) -> Scheme:

@@ -25,13 +25,13 @@ _MAX_BLOCK = 1 << 20
 class Fp8Scheme:
     """``block``: outputs and inputs that share a scale; ``None``: one scale a tensor or an output.
 
-    ``static``: the ending of the tensor that holds the inputs' scale; ``dynamic``: inputs are rounded by their own.
+    ``static``: the ending of the tensor that holds the inputs' scale; ``dynamic``: how they are rounded without one.
     """
 
     scale: str
     block: tuple[int, int] | None = None
     static: str | None = None
-    dynamic: bool = False
+    dynamic: ActivationQuant | None = None
 
     def parts(self, outputs: int, inputs: int) -> Mapping[str, Part]:
         shapes: tuple[tuple[int, ...], ...] = ((), (1,), (outputs, 1), (outputs,), (1, 1))
@@ -60,7 +60,7 @@ class Fp8Scheme:
     def _activation(self, tensors: Mapping[str, torch.Tensor]) -> ActivationQuant | None:
         if self.static:
             return ActivationQuant("fp8", scale=positive(tensors[self.static]))
-        return ActivationQuant("fp8", group=self.block[1] if self.block else None) if self.dynamic else None
+        return self.dynamic
 
 
 def positive(scale: torch.Tensor) -> float:
@@ -76,13 +76,14 @@ def fp8_schemes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Callable[[
     settings, names = Settings("fp8", config), checkpoint.names()
     static = settings.one_of("activation_scheme", "dynamic", ("static", "dynamic")) == "static"
     block = block_of(config.get("weight_block_size"))
+    dynamic = None if static else ActivationQuant("fp8", group=block[1] if block else None)
 
     def scheme_of(module: str) -> Scheme | None:
         if module + ".weight" not in names or checkpoint.info(module + ".weight").type != "F8_E4M3":
             return None
         scale = ".weight_scale_inv" if module + ".weight_scale_inv" in names else ".weight_scale"
         fixed = next((ending for ending in _STATIC if module + ending in names), _STATIC[0]) if static else None
-        return Fp8Scheme(scale, block, fixed, dynamic=not static)
+        return Fp8Scheme(scale, block, fixed, dynamic)
 
     return scheme_of
 

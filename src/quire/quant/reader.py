@@ -45,7 +45,9 @@ class PlainReader:
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         ((name, shape),) = self.tensors(module, outputs, inputs, stack).items()
         raw = self._checkpoint.read(name, shape)
-        return unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
+        layout = unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
+        self._checkpoint.release(name)
+        return layout
 
     def _name(self, module: str) -> str:
         # Experts in one tensor have no module of their own in Transformers: the parameter is named as the map says.
@@ -81,6 +83,7 @@ class SchemeReader:
         for name, part in self._parts(scheme, module, outputs, inputs):
             self._checked(name, part, stack)
             tensor = to_torch(self._checkpoint.read(name))
+            self._checkpoint.release(name)
             tensors[name.removeprefix(module)] = tensor.flatten(0, 1) if stack > 1 else tensor
         try:
             return scheme.layout(tensors, stack * outputs, inputs)

@@ -34,6 +34,10 @@ class Checkpoint(Protocol):
         """The tensor; raises ``CheckpointError`` when it is missing or its shape is not ``shape``."""
         ...
 
+    def release(self, name: str) -> None:
+        """What was read of the tensor is no longer needed in memory."""
+        ...
+
 
 def open_checkpoint(path: Path | str) -> Checkpoint:
     """Open a GGUF file or a Hugging Face directory. Raises ``CheckpointError``."""

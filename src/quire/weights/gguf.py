@@ -16,7 +16,7 @@ import numpy as np
 
 from quire.weights.errors import CheckpointError
 from quire.weights.tensor_types import GGUF_OTHER_TYPES, GGUF_TYPES, tensor_nbytes
-from quire.weights.tensors import Bytes, TensorInfo, check_layout, map_file, view
+from quire.weights.tensors import Bytes, TensorInfo, check_layout, map_file, release, view
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -107,6 +107,9 @@ class GGUFFile:
     def raw(self, name: str) -> Bytes:
         """The tensor's blocks, a view of the mapped file."""
         return view(self._buffer, self.tensors[name])
+
+    def release(self, name: str) -> None:
+        release(self._buffer, self.tensors[name])
 
 
 def _alignment(metadata: Metadata, file: str) -> int:

@@ -67,6 +67,9 @@ class GGUFCheckpoint:
             return tensor.with_data(self._minus_one(tensor, name))
         return tensor
 
+    def release(self, name: str) -> None:
+        self.gguf.release(self._gguf_names[name])
+
     def _unpermute(self, tensor: RawTensor, name: str) -> Bytes:
         heads = self.config["num_attention_heads" if ".q_proj." in name else "num_key_value_heads"]
         rows = tensor.shape[0]

@@ -62,6 +62,9 @@ class HFCheckpoint:
         info = lookup(self._index.infos, self.path.name, name, shape)
         return RawTensor(info.type, info.shape, self._index.files[name].raw(name))
 
+    def release(self, name: str) -> None:
+        self._index.files[name].release(name)
+
 
 def read_json(path: Path) -> dict[str, Any] | None:
     """The object in a JSON file, or ``None`` when there is no file. Raises ``CheckpointError``."""

@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from quire.weights.errors import CheckpointError
 from quire.weights.tensor_types import MAX_DIMS, TYPES, tensor_nbytes
-from quire.weights.tensors import Bytes, TensorInfo, check_layout, map_file, view
+from quire.weights.tensors import Bytes, TensorInfo, check_layout, map_file, release, view
 
 MAX_HEADER = 100_000_000  # the format's own limit
 PREFIX = 8
@@ -38,6 +38,9 @@ class SafetensorsFile:
     def raw(self, name: str) -> Bytes:
         """The tensor's bytes, a view of the mapped file."""
         return view(self._buffer, self.tensors[name])
+
+    def release(self, name: str) -> None:
+        release(self._buffer, self.tensors[name])
 
 
 def _header(buffer: mmap.mmap, file: str) -> tuple[int, dict[str, Any]]:

@@ -63,6 +63,13 @@ def check_layout(file: str, tensors: list[TensorInfo], start: int, end: int) -> 
         last = info
 
 
+def release(buffer: mmap.mmap, info: TensorInfo) -> None:
+    """Let the tensor's pages leave this process's memory; who reads it again gets them from the file."""
+    if hasattr(mmap, "MADV_DONTNEED"):
+        start = info.offset // mmap.PAGESIZE * mmap.PAGESIZE
+        buffer.madvise(mmap.MADV_DONTNEED, start, info.offset + info.nbytes - start)
+
+
 def view(buffer: Any, info: TensorInfo) -> Bytes:
     """The tensor's bytes without a copy."""
     return np.frombuffer(buffer, dtype=np.uint8, count=info.nbytes, offset=info.offset)
