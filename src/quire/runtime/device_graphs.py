@@ -13,11 +13,12 @@ from quire.ops.backend import SampleStep
 
 @dataclass(frozen=True)
 class StepShape:
-    """Sizes of a step, padding included. ``decode``: one token a row."""
+    """Sizes of a step, padding included. ``decode``: one token a row; ``shared``: rows with pages in common."""
 
     tokens: int
     rows: int
     decode: bool
+    shared: bool = False
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ from quire.runtime.memory import MemoryPlan
 from quire.runtime.runner import NOT_A_NUMBER, new_pages
 from quire.runtime.sampler import LogprobRows, Sampler, SlotLogprobs, prompt_logprobs
 
+_MIN_SHARED_ROWS = 8  # of graphs that read common pages once
+
 
 class DeviceRunner:
     """Implements ``engine.plan.Runner``."""
@@ -52,6 +54,7 @@ class DeviceRunner:
         with torch.inference_mode():
             self._state.pad_all()
             self._graphs.capture(StepShape(n, n, decode=True) for n in decode)
+            self._graphs.capture(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS)
             self._graphs.capture(StepShape(n, self.slots, decode=False) for n in mixed)
             for size in (decode[-1], decode[0]):
                 self._finish(self._graphs.run(StepShape(size, size, decode=True)), size, None, {})
@@ -76,7 +79,11 @@ class DeviceRunner:
 
     def _step(self, work: Sequence[SlotWork]) -> _DeviceFlight:
         state = self._state
-        shape = self._shape(work)
+        decode = all(w.count == 1 and w.sample for w in work)
+        shared = False
+        if decode:
+            work, shared = state.arrange(work)
+        shape = self._shape(work, decode, shared)
         state.work(work, shape.rows, shape.decode)
         state.flush()
         output = self._graphs.run(shape)
@@ -92,19 +99,19 @@ class DeviceRunner:
             _event(self._device),
         )
 
-    def _shape(self, work: Sequence[SlotWork]) -> StepShape:
+    def _shape(self, work: Sequence[SlotWork], decode: bool, shared: bool) -> StepShape:
         rows, tokens = len(work), sum(w.count for w in work)
-        decode = all(w.count == 1 and w.sample for w in work)
         sizes = self._decode_sizes if decode else self._mixed_sizes
         if not sizes or tokens > sizes[-1]:
-            return StepShape(tokens, rows, decode)
+            return StepShape(tokens, rows, decode, shared)
         size = sizes[bisect_left(sizes, tokens)]
-        return StepShape(size, size if decode else self.slots, decode)
+        return StepShape(size, size if decode else self.slots, decode, shared and size >= _MIN_SHARED_ROWS)
 
     def _compute(self, shape: StepShape) -> StepOutput:
         """The rows named in the state, from token ids to logits."""
         state = self._state
-        step = state.step_tensors(shape.tokens, shape.rows, max_query=1 if shape.decode else shape.tokens)
+        max_query = 1 if shape.decode else shape.tokens
+        step = state.step_tensors(shape.tokens, shape.rows, max_query, shape.shared)
         start = state.query_start[: shape.rows + 1]
         prepare(state.rows[: shape.rows], state.slots, step, None if shape.decode else start)
         hidden = self._decoder.forward(Step(step.token_ids, step.attention), self._pages)

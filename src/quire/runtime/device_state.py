@@ -14,13 +14,15 @@ import numpy.typing as npt
 import torch
 
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
-from quire.ops.backend import AttentionStep, SampleStep
+from quire.ops.backend import SHARED_ROWS, AttentionStep, SampleStep
 from quire.ops.triton.step import SlotTensors, StepTensors
 from quire.ops.triton.upload import scatter
 
 Words = npt.NDArray[np.int32]
 _STAGES = 3  # uploads that may be on their way: two steps in flight and the one being filled
 _ALIGNMENT = 4  # words
+_MIN_SHARERS = 4
+_SHARED_STEP = 128  # see AttentionStep.shared
 
 
 class DeviceState:
@@ -56,6 +58,7 @@ class DeviceState:
             "query_start": (slots + 1,),
             "counts": (slots,),
             "token_row": (slots,),
+            "shared": (-(-slots // SHARED_ROWS),),
             **{f"table{g}": (slots, pages) for g in range(len(groups))},
         }
         self._offset: dict[str, int] = {}
@@ -78,7 +81,12 @@ class DeviceState:
             seed=views["seed"].view(torch.int64).view(slots),
         )
         self.rows, self.query_start = views["rows"], views["query_start"]
-        self.counts, self.token_row = views["counts"], views["token_row"]
+        self.counts, self.token_row, self._shared = views["counts"], views["token_row"], views["shared"]
+        self._windows = [group.window for group in groups]
+        self._pages = np.zeros((slots, pages), np.int32)  # the host's copy of the tables of full attention
+        self._arranged: tuple[int, ...] = ()
+        self._order: list[int] = []
+        self._tokens_shared = np.zeros(-(-slots // SHARED_ROWS), np.int32)
         self._step = _step_tensors(slots, max_tokens, pages, page_size, len(groups), device)
         self._runs: list[tuple[int, Words]] = []
         self._sent: dict[str, Words] = {}
@@ -89,6 +97,7 @@ class DeviceState:
 
     def admit(self, admit: SlotAdmit) -> None:
         slot, params = admit.slot, admit.params
+        self._arranged = ()
         self.known[slot] = len(admit.token_ids)
         self.prompt_len[slot] = admit.prompt_len
         self.computed[slot] = admit.computed
@@ -101,7 +110,33 @@ class DeviceState:
         self._put("seed", slot, np.asarray([admit.seed], np.int64).view(np.int32))
 
     def grant(self, grant: PageGrant) -> None:
-        self._put(f"table{grant.group}", grant.slot, np.asarray(grant.pages, np.int32), grant.start)
+        pages = np.asarray(grant.pages, np.int32)
+        self._put(f"table{grant.group}", grant.slot, pages, grant.start)
+        if self._windows[grant.group] is None:
+            self._pages[grant.slot, grant.start : grant.start + len(pages)] = pages
+
+    def arrange(self, work: Sequence[SlotWork]) -> tuple[list[SlotWork], bool]:
+        """The rows of a decode step in an order that puts those with a common prefix side by side; whether any are."""
+        slots = tuple(w.slot for w in work)
+        if slots != self._arranged:
+            self._arranged = slots
+            index = np.asarray(slots)
+            order = np.argsort(self._pages[index, 0], kind="stable")
+            self._order = order.tolist()
+            self._tokens_shared[:] = 0
+            for block, start in enumerate(range(0, len(slots), SHARED_ROWS)):
+                self._tokens_shared[block] = self._common_tokens(index[order[start : start + SHARED_ROWS]])
+        return [work[i] for i in self._order], bool(self._tokens_shared.any())
+
+    def _common_tokens(self, slots: npt.NDArray[np.int64]) -> int:
+        """Tokens that all of ``slots`` have computed and hold in the same pages, if it pays to read them together."""
+        if len(slots) < _MIN_SHARERS:
+            return 0
+        full = int(self.computed[slots].min()) // self._page_size
+        tables = self._pages[slots, :full]
+        differ = np.flatnonzero((tables != tables[0]).any(axis=0))
+        common = int(differ[0]) if len(differ) else full
+        return common * self._page_size // _SHARED_STEP * _SHARED_STEP
 
     def work(self, work: Sequence[SlotWork], rows: int, decode: bool) -> None:
         """Name the rows of the next step, of which ``rows`` in all (the rest is padding)."""
@@ -109,6 +144,7 @@ class DeviceState:
         slots[: len(work)] = [w.slot for w in work]
         self._put_changed("rows", slots)
         if decode:
+            self._put_changed("shared", self._tokens_shared.copy())
             return
         counts = np.zeros(rows, np.int32)
         counts[: len(work)] = [w.count for w in work]
@@ -169,9 +205,10 @@ class DeviceState:
 
     # Steps
 
-    def step_tensors(self, tokens: int, rows: int, max_query: int) -> StepTensors:
+    def step_tensors(self, tokens: int, rows: int, max_query: int, shared: bool) -> StepTensors:
         """The first ``tokens`` and ``rows`` of the tensors in which every step is described."""
         full = self._step
+        blocks = self._shared[: -(-rows // SHARED_ROWS)] if shared else None
         attention = [
             AttentionStep(
                 positions=a.positions[:tokens],
@@ -181,8 +218,9 @@ class DeviceState:
                 block_table=a.block_table[:rows],
                 page_size=self._page_size,
                 max_query=max_query,
+                shared=blocks if window is None else None,
             )
-            for a in full.attention
+            for a, window in zip(full.attention, self._windows, strict=True)
         ]
         s = full.sample
         sample = SampleStep(

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.ops.triton.harness import REFERENCE, close, draw, given, make_pages, make_step, moved
 
 from quire.ops.backend import SHARED_ROWS
 from quire.ops.triton import TritonOps
+from tests.ops.triton.harness import REFERENCE, close, draw, given, make_pages, make_step, moved
 
 CONTEXTS = [129 + 7 * i for i in range(SHARED_ROWS)] + [300, 257, 290, 700]
 SHARED = [128, 256]

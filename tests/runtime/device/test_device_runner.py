@@ -19,7 +19,13 @@ from quire.runtime.build import build_runner, make_blueprint
 from quire.runtime.device_runner import DeviceRunner
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-OPTIONS: dict[str, Any] = {"max_num_seqs": 4, "max_num_batched_tokens": 32, "max_model_len": 96, "page_size": 16}
+OPTIONS: dict[str, Any] = {
+    "device": "cpu",
+    "max_num_seqs": 4,
+    "max_num_batched_tokens": 32,
+    "max_model_len": 96,
+    "page_size": 16,
+}
 VOCAB = 160
 MODELS: dict[str, dict[str, Any]] = {
     "full": {"model_type": "llama", "num_key_value_heads": 2},
@@ -45,7 +51,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             num_hidden_layers=2,
             num_attention_heads=2,
             vocab_size=VOCAB,
-            max_position_embeddings=128,
+            max_position_embeddings=256,
             initializer_range=0.3,
         )
         paths[name] = tmp_path_factory.mktemp(name)
@@ -53,12 +59,12 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def device_engine(path: Path, pages: int | None = None) -> InlineEngine:
+def device_engine(path: Path, pages: int | None = None, **options: int) -> InlineEngine:
     """``pages``: how many each group has, if not as many as memory holds."""
-    config = EngineConfig(model=str(path), **OPTIONS)
+    config = EngineConfig(model=str(path), **{**OPTIONS, **options})
     b = make_blueprint(config, ops := TritonOps(DEVICE, torch.float32))
     decoder = b.loader.decoder(1, b.memory.max_model_len)
-    runner = DeviceRunner(decoder, ops, b.memory, 4, 32, torch.float32)
+    runner = DeviceRunner(decoder, ops, b.memory, b.device.slots(config), b.device.step_tokens(config), torch.float32)
     if DEVICE == "cuda":
         runner.capture()
     if pages is not None:
@@ -66,8 +72,8 @@ def device_engine(path: Path, pages: int | None = None) -> InlineEngine:
     return InlineEngine(runner, config)
 
 
-def host_engine(path: Path) -> InlineEngine:
-    config = EngineConfig(model=str(path), **OPTIONS)
+def host_engine(path: Path, **options: int) -> InlineEngine:
+    config = EngineConfig(model=str(path), **{**OPTIONS, **options})
     return InlineEngine(build_runner(config), config)
 
 
@@ -120,6 +126,23 @@ def test_tokens_are_those_of_the_host(models: dict[str, Path], name: str) -> Non
     again = run(engine, [requests[0], early])  # one from the prefix cache, one that ends while a step is in flight
     assert tokens(again["long"]) == tokens(host["long"])
     assert tokens(again["early"]) == short[: short.index(short[3]) + 1]
+
+
+def test_a_prefix_in_common_is_read_once(models: dict[str, Path]) -> None:
+    """Requests that start with the same 128 tokens."""
+    shared = prompt(128, 1)
+    options = {"max_model_len": 160, "max_num_batched_tokens": 160, "max_num_seqs": 6}
+    requests = [ask(str(i), [*shared, i + 1, i + 2], max_tokens=3) for i in range(5)]
+    engine = device_engine(models["windows"], **options)
+    runner, seen = engine.core.runner, []
+    assert isinstance(runner, DeviceRunner)
+    compute = runner._compute
+    runner._compute = lambda shape: seen.append(shape) or compute(shape)  # type: ignore[method-assign,func-returns-value]
+    runner._graphs._run = runner._compute
+    device = run(engine, requests)
+    host = run(host_engine(models["windows"], **options), requests)
+    assert {name: tokens(d) for name, d in device.items()} == {name: tokens(d) for name, d in host.items()}
+    assert DEVICE == "cuda" or any(shape.shared for shape in seen)
 
 
 def test_preemption(models: dict[str, Path]) -> None:
