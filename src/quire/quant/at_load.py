@@ -11,7 +11,7 @@ from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt,
 from quire.quant.grouped import MIN_GROUP
 from quire.quant.reader import Reader
 
-_CHUNK = 1 << 22  # weights that are float32 at a time
+_CHUNK = 1 << 19  # weights that are float32 at a time: they stay in the processor's cache
 _FP8_MAX = 448.0
 _INT4_GROUP, _NF4_GROUP = 128, 64
 _BITS = {"int8": 8.0, "fp8": 8.0, "int4": 4.0 + 24 / _INT4_GROUP, "nf4": 4.0 + 32 / _NF4_GROUP}
@@ -23,7 +23,7 @@ NF4 = torch.tensor(
         0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0,
     ]
 )  # fmt: skip
-_NF4_BORDERS = (NF4[1:] + NF4[:-1]) / 2
+_NF4_BORDERS: list[float] = ((NF4[1:] + NF4[:-1]) / 2).tolist()
 
 
 class LoadReader:
@@ -98,7 +98,11 @@ def _nf4(weight: torch.Tensor) -> Layout:
     for rows in _chunks(weight):
         w = weight[rows].float().view(-1, k // group, group)
         scale[rows] = w.abs().amax(dim=2)
-        q[rows] = torch.bucketize(w / scale[rows][..., None].clamp(min=1e-38), _NF4_BORDERS).to(torch.uint8)
+        w = w / scale[rows][..., None].clamp(min=1e-38)
+        codes = torch.zeros(w.shape, dtype=torch.uint8)
+        for border in _NF4_BORDERS:  # several times as fast as torch.bucketize
+            codes += w > border
+        q[rows] = codes
     return Codebook(q.view(n, k), NF4, scale, group)
 
 
