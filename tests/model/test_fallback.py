@@ -17,7 +17,7 @@ from quire.model.families import FAMILIES
 from quire.ops.backend import backend
 from quire.runtime import build
 from quire.weights.errors import CheckpointError
-from tests.model.agreement import WAYS, random_model
+from tests.model.agreement import TOKENS, WAYS, expected, random_model
 from tests.model.harness import Harness
 
 COMMON = {
@@ -156,3 +156,16 @@ def test_matrices_keep_their_type(tmp_path: Path) -> None:
     linears = sum(m.weight.nbytes for m in model.modules() if type(m) is torch.nn.Linear)
     others = sum(p.numel() * 4 for p in model.parameters()) - 2 * linears
     assert loader.check() == linears + others
+
+
+def test_quantised_at_load(tmp_path: Path) -> None:
+    model = random_model({**COMMON, **CASES["apertus"]}, tmp_path)
+    plain, narrow = (
+        build.make_blueprint(EngineConfig(model=str(tmp_path), quantization=method)).loader.check()
+        for method in (None, "int8")
+    )
+    linears = sum(m.weight.numel() for name, m in model.named_modules() if type(m) is torch.nn.Linear)
+    head = model.lm_head.weight.numel()
+    assert plain - narrow == 3 * (linears - head)
+    difference = Harness(tmp_path, [TOKENS], quantization="int8").step({0: 70})[0] - expected(model, TOKENS)
+    assert 0 < difference.abs().mean() < 0.02

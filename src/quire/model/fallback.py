@@ -6,7 +6,7 @@ read (``fallback_probe``); code from a model's repository is never run.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,10 @@ from quire.model.families import nearest
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.model.states import new_pages
 from quire.ops.backend import AttentionStep, Ops, Pages
-from quire.ops.layouts import Dense
+from quire.ops.layouts import Dense, Layout
+from quire.quant.at_load import LoadReader
+from quire.quant.detect import load_method
+from quire.quant.reader import Reader
 from quire.weights.errors import CheckpointError
 
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
@@ -29,12 +32,16 @@ _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers ch
 class FallbackLoader:
     """Loads a Hugging Face directory of an architecture without a family. Its init raises ``CheckpointError``."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], ops: Ops) -> None:
+    def __init__(self, path: Path, config: Mapping[str, Any], ops: Ops, quantization: str | None = None) -> None:
         self._path = path
         self._ops = ops
+        self._method = None if quantization is None else load_method(quantization)
         self._architecture = str(config.get("model_type"))[:60]
+        if ops.device.type != "cpu":
+            raise CheckpointError(unsupported(self._architecture, "that works on a CPU only (--device cpu)"))
         self._config = _transformers_config(path, config, self._architecture)
-        self._calls, self._nbytes = probe(self._config, self._architecture)
+        self._calls, empty = probe(self._config, self._architecture)
+        self._nbytes = _nbytes(empty, self._method)
         self.spec = _spec(self._config, self._architecture, self._calls)
 
     def check(self) -> int:
@@ -56,8 +63,8 @@ class FallbackLoader:
         wrong = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
         if wrong:
             raise CheckpointError(f"The checkpoint lacks the tensor {min(wrong)}, or has it in another shape.")
-        decoder = FallbackDecoder(self.spec, model.eval(), self._calls, self._ops)
-        decoder.nbytes = self._nbytes
+        _pack_linears(model, self._method, self._ops)
+        decoder = FallbackDecoder(self.spec, model.float().eval(), self._calls, self._ops, self._nbytes)
         try:
             _check_independence(decoder, self._ops, self._architecture)
         except CheckpointError:
@@ -70,15 +77,13 @@ class FallbackLoader:
 class FallbackDecoder:
     """A ``Model`` by a Transformers class."""
 
-    def __init__(self, spec: DecoderSpec, model: Any, calls: Sequence[AttentionCall], ops: Ops) -> None:
+    def __init__(self, spec: DecoderSpec, model: Any, calls: Sequence[AttentionCall], ops: Ops, nbytes: int) -> None:
         self.spec = spec
-        self.nbytes = 0
+        self.nbytes = nbytes
         windows = kv_windows(spec)
         self._attention = [_PagedAttention(call, windows.index(call.spec.window), ops) for call in calls]
         for call, attention in zip(calls, self._attention, strict=True):
             model.get_submodule(call.module).quire = attention
-        _pack_linears(model, ops)
-        model.float()
         # The model without its body turns given hidden states into logits, with whatever scale or cap it has.
         prefix = model.base_model_prefix
         self._body = getattr(model, prefix)
@@ -125,9 +130,9 @@ class _PagedAttention:
 class _PackedLinear(nn.Module):
     """``nn.Linear`` by Quire's kernels: the weights stay in the checkpoint's type, the arithmetic is in float32."""
 
-    def __init__(self, linear: nn.Linear, ops: Ops) -> None:
+    def __init__(self, linear: nn.Linear, layout: Layout, ops: Ops) -> None:
         super().__init__()
-        self._weight = ops.pack(Dense(linear.weight.detach()))
+        self._weight = ops.pack(layout)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         self._ops = ops
 
@@ -156,11 +161,48 @@ class _Output:
         return None
 
 
-def _pack_linears(model: nn.Module, ops: Ops) -> None:
-    for parent in list(model.modules()):
-        for name, child in list(parent.named_children()):
-            if type(child) is nn.Linear:  # no subclass, whose forward may do more
-                setattr(parent, name, _PackedLinear(child, ops))
+class _Modules:
+    """A ``Reader`` of a model's linear layers."""
+
+    def __init__(self, model: Any) -> None:
+        self._model = model
+
+    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
+        return {module + ".weight": (outputs, inputs)}
+
+    def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
+        nbytes: int = self._model.get_submodule(module).weight.nbytes
+        return nbytes
+
+    def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
+        return Dense(self._model.get_submodule(module).weight.detach())
+
+
+def _reader(model: Any, method: str | None) -> Reader:
+    """Quantises at load, by ``method``, all but the head."""
+    plain, head = _Modules(model), model.get_output_embeddings()
+    keep = [name for name, module in model.named_modules() if module is head]
+    return plain if method is None else LoadReader(plain, method, keep)
+
+
+def _linears(model: Any) -> dict[str, nn.Linear]:
+    """By name. No subclasses, whose forward may do more."""
+    return {name: module for name, module in model.named_modules() if type(module) is nn.Linear}
+
+
+def _nbytes(model: Any, method: str | None) -> int:
+    """Of the weights once loaded: what is not packed is in float32."""
+    linears, reader = _linears(model), _reader(model, method)
+    packed = sum(reader.nbytes(name, x.out_features, x.in_features) for name, x in linears.items())
+    others: Iterable[nn.Module] = (module for name, module in model.named_modules() if name not in linears)
+    return packed + sum(4 * p.numel() for module in others for p in module.parameters(recurse=False))
+
+
+def _pack_linears(model: Any, method: str | None, ops: Ops) -> None:
+    reader = _reader(model, method)
+    for name, linear in _linears(model).items():
+        layout = reader.read(name, linear.out_features, linear.in_features)
+        model.set_submodule(name, _PackedLinear(linear, layout, ops))
 
 
 def _transformers_config(path: Path, config: Mapping[str, Any], architecture: str) -> Any:

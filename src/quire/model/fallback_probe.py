@@ -55,8 +55,8 @@ def _mask(*, mask_function: Callable[..., Any], local_size: int | None = None, *
     return _Mask(mask_function, local_size)
 
 
-def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], int]:
-    """The attention of each layer, and the bytes of the weights (matrices in their own type, the rest in float32).
+def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
+    """The attention of each layer, and the model without weights.
 
     Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
     """
@@ -75,7 +75,7 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], int]:
     layers = config.get_text_config().num_hidden_layers
     if len(calls) != layers or len({call.module for call in calls}) != layers:
         raise CheckpointError(unsupported(architecture, _NOT_PLAIN))
-    return calls, sum(_bytes(module) for module in model.modules())
+    return calls, model
 
 
 def _on_meta(config: Any) -> Any:
@@ -132,11 +132,6 @@ def _is_causal_window(mask: _Mask) -> bool:
         zero, at = torch.tensor(0), torch.tensor(query)
         shown = [bool(mask.visible(zero, zero, at, torch.tensor(key))) for key in keys]
     return shown == [key <= query and (mask.window is None or key > query - span) for key in keys]
-
-
-def _bytes(module: nn.Module) -> int:
-    narrow = type(module) is nn.Linear
-    return sum(p.numel() * (p.dtype.itemsize if narrow else 4) for p in module.parameters(recurse=False))
 
 
 def unsupported(architecture: str, reason: str) -> str:

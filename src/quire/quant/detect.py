@@ -40,7 +40,7 @@ def reader_of(checkpoint: Checkpoint, quantization: str | None, keep: Collection
     own, config = _own(checkpoint)
     plain = PlainReader(checkpoint)
     if own is None:
-        return plain if quantization is None else LoadReader(plain, _load_method(quantization), keep)
+        return plain if quantization is None else LoadReader(plain, load_method(quantization), keep)
     if quantization is not None and CHECKPOINT_METHODS.get(quantization) != own:
         raise CheckpointError(
             f"The checkpoint is quantised already, by {own}, so that --quantization {quantization} can't apply; "
@@ -75,7 +75,8 @@ def _old(checkpoint: Checkpoint, file: str, method: str) -> Mapping[str, Any] | 
     return None if config is None else {"quant_method": method, **config}
 
 
-def _load_method(quantization: str) -> str:
+def load_method(quantization: str) -> str:
+    """The name that ``LoadReader`` has for what the user asked for. Raises ``CheckpointError`` if it has none."""
     method = LOAD_METHODS.get(quantization)
     if method is None:
         raise CheckpointError(

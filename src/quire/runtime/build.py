@@ -107,7 +107,7 @@ def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLo
     except UnsupportedVariant:
         if config.load_format == "dummy" or not checkpoint.path.is_dir():
             raise
-        return FallbackLoader(checkpoint.path, checkpoint.config, ops)
+        return FallbackLoader(checkpoint.path, checkpoint.config, ops, config.quantization)
     if config.load_format == "dummy":
         return DummyLoader(spec, names, ops)
     return Loader(checkpoint, spec, names, ops, config.quantization)

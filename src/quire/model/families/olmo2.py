@@ -32,6 +32,9 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     return replace(
         plain,
         layers=tuple(
-            replace(x, attention=replace(x.attention, rope=unscaled)) if x.attention.window else x for x in layers
+            replace(x, attention=replace(attention, window=x.attention.window, rope=unscaled))
+            if x.attention.window
+            else x
+            for x in layers
         ),
     )
