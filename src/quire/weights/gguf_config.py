@@ -79,6 +79,12 @@ def config_of(file: GGUFFile, arch: ArchMap, tensors: Mapping[str, TensorInfo]) 
     config |= _rope(fields, head_dim) | _tokens(file, config["vocab_size"])
     if arch.model_type == "gemma3_text":
         config |= _gemma3(fields, config)
+    if fields.value("expert_count") is not None:
+        config |= {
+            "num_experts": fields.integer("expert_count", high=2**16),
+            "num_experts_per_tok": fields.integer("expert_used_count", high=2**16),
+            "moe_intermediate_size": fields.integer("expert_feed_forward_length", config["intermediate_size"]),
+        }
     if (cap := fields.value("final_logit_softcapping")) is not None:
         config["final_logit_softcapping"] = cap
     return config

@@ -35,11 +35,19 @@ _SANDWICH_NORMS = {
     "ffn_norm": "pre_feedforward_layernorm",
     "post_ffw_norm": "post_feedforward_layernorm",
 }
+_EXPERTS = {  # all experts in one tensor of three dimensions
+    "ffn_gate_inp": "mlp.gate",
+    "ffn_gate_exps": "mlp.experts.gate_proj",
+    "ffn_up_exps": "mlp.experts.up_proj",
+    "ffn_down_exps": "mlp.experts.down_proj",
+}
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
 
 ARCHITECTURES: dict[str, ArchMap] = {
     "llama": ArchMap("llama", _ATTENTION | _MLP | _PRE_NORMS, permuted=frozenset({"attn_q", "attn_k"})),
     "qwen2": ArchMap("qwen2", _ATTENTION | _MLP | _PRE_NORMS, defaults={"attention_bias": True}),
+    "qwen3moe": ArchMap("qwen3_moe", _ATTENTION | _EXPERTS | _PRE_NORMS | _QK_NORMS, defaults={"norm_topk_prob": True}),
+    "olmoe": ArchMap("olmoe", _ATTENTION | _EXPERTS | _PRE_NORMS | _QK_NORMS),
     "gemma3": ArchMap(
         "gemma3_text",
         _ATTENTION | _MLP | _SANDWICH_NORMS | _QK_NORMS,
