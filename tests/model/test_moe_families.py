@@ -45,6 +45,14 @@ YARN = {
     "mscale": 0.7,
     "mscale_all_dim": 0.9,
 }
+ROUTED = {
+    "moe_intermediate_size": 48,
+    "num_experts_per_tok": 3,
+    "n_routed_experts": 8,
+    "n_shared_experts": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
 HYBRID = {
     "rms_norm_eps": 1e-2,  # outputs of random states are small by chance, and norming them would amplify rounding
     "num_hidden_layers": 4,
@@ -117,6 +125,23 @@ CASES: dict[str, dict[str, Any]] = {
         "n_group": 4,
         "topk_group": 2,
         "rope_parameters": YARN,
+    },
+    "glm4_moe": {
+        "model_type": "glm4_moe",
+        **ROUTED,
+        "head_dim": 32,
+        "use_qk_norm": True,
+        "attention_bias": True,
+        "first_k_dense_replace": 1,
+    },
+    "dots1": {
+        "model_type": "dots1",
+        **ROUTED,
+        "head_dim": 16,
+        "sliding_window": 24,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+        "routed_scaling_factor": 1.5,
+        "norm_topk_prob": True,
     },
     "olmoe": {"model_type": "olmoe", "num_experts": 6, "num_experts_per_tok": 2},
     "granitemoe": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quire.model.config_reader import ConfigReader
@@ -19,12 +19,16 @@ WEIGHTS = WeightMap()
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    attention, norm = _attention(c), llama.norm(c)
-    dense = MlpSpec(c.count("intermediate_size"), c.activation("silu"))
-    first = int(config.get("first_k_dense_replace") or 0)
-    moe = _moe(c)
-    layers = tuple(LayerSpec(attention, dense if i < first else moe, norm) for i in range(c.count("num_hidden_layers")))
-    return c.decoder(str(config["model_type"]), layers, norm)
+    attention = _attention(c)
+    return decoder(c, [attention] * c.count("num_hidden_layers"), v3=config["model_type"] == "deepseek_v3")
+
+
+def decoder(c: ConfigReader, attention: Sequence[AttentionSpec], v3: bool) -> DecoderSpec:
+    """Dense layers, then layers with experts that are routed as V3 does, or as V2."""
+    dense, moe, norm = MlpSpec(c.count("intermediate_size"), c.activation("silu")), _moe(c, v3), llama.norm(c)
+    first = int(c.config.get("first_k_dense_replace") or 0)
+    layers = tuple(LayerSpec(own, dense if i < first else moe, norm) for i, own in enumerate(attention))
+    return c.decoder(str(c.config["model_type"]), layers, norm)
 
 
 def _attention(c: ConfigReader) -> AttentionSpec:
@@ -55,10 +59,9 @@ def _number(scaling: Mapping[str, Any], key: str) -> float:
     return float(scaling.get(key) or 0)
 
 
-def _moe(c: ConfigReader) -> MoeSpec:
+def _moe(c: ConfigReader, v3: bool) -> MoeSpec:
     experts, top_k = c.experts("n_routed_experts", "num_local_experts", "num_experts")
     size, activation = c.count("moe_intermediate_size"), c.activation("silu")
-    v3 = c.config["model_type"] == "deepseek_v3"
     grouped = v3 or c.config.get("topk_method") == "group_limited_greedy"
     groups, top_groups = (c.count("n_group", 1), c.count("topk_group", 1)) if grouped else (1, 1)
     if experts % groups or top_groups > groups or top_k > experts // groups * top_groups:
