@@ -24,6 +24,8 @@ from quire.text.tokenizer import Tokenizer
 from quire.weights.progress import progress_bar
 from quire.weights.sources import locate
 
+_SHOW_EVERY_S = 0.1
+
 Messages = Sequence[Mapping[str, Any]]
 
 
@@ -128,18 +130,21 @@ class LLM:
         columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         with Progress(*columns, console=Console(stderr=True), disable=not use_tqdm) as progress:
             task = progress.add_task("", total=len(jobs))
-            start, tokens = time.monotonic(), 0
+            start = shown = time.monotonic()
+            tokens = done = 0
             while self._engine.has_work:
                 for delta in self._engine.step():
                     tokens += len(delta.token_ids)
                     job, index = owner[delta.request_id]
+                    over = job.finished
                     if job.feed(index, delta):
                         self._engine.abort([delta.request_id])
-                done = sum(job.finished for job in jobs)
-                speed = tokens / (time.monotonic() - start)
-                progress.update(
-                    task, completed=done, description=f"{done}/{len(jobs)} prompts, {speed:,.0f} output tokens/s"
-                )
+                    done += job.finished and not over
+                now = time.monotonic()
+                if now - shown > _SHOW_EVERY_S or done == len(jobs):
+                    shown = now
+                    speed = f"{tokens / (now - start):,.0f} output tokens/s"
+                    progress.update(task, completed=done, description=f"{done}/{len(jobs)} prompts, {speed}")
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:

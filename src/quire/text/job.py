@@ -30,16 +30,17 @@ class Job:
         )
         self._names = front.names
         self._collectors = [
-            CompletionCollector(i, r.params, front.stream(params.skip_special_tokens), front.names)
+            CompletionCollector(i, r.params, front.stream(params.skip_special_tokens, prompt.token_ids), front.names)
             for i, r in enumerate(self.requests)
         ]
+        self._open = len(self._collectors)  # completions that go on
         self._output = RequestOutput(
             request_id, prompt.text, prompt.token_ids, [], metrics=RequestMetrics(self.requests[0].arrival_time)
         )
 
     @property
     def finished(self) -> bool:
-        return all(c.assembler.finished for c in self._collectors)
+        return self._open == 0
 
     def feed(self, index: int, delta: TokenDelta) -> bool:
         """Take a delta of a completion; true when its request must be aborted (a stop string ended it)."""
@@ -51,9 +52,13 @@ class Job:
         if delta.prompt_logprobs is not None:
             out.prompt_logprobs = [None if p is None else self._names.logprobs(p) for p in delta.prompt_logprobs]
         assembler = self._collectors[index].assembler
+        if assembler.finished:
+            return False
         self._collectors[index].feed(delta)
-        if self.finished and metrics is not None and metrics.finished_time is None:
-            metrics.finished_time = time.time()
+        if assembler.finished:
+            self._open -= 1
+            if self.finished and metrics is not None:
+                metrics.finished_time = time.time()
         return assembler.must_abort and delta.finish_reason is None
 
     def output(self) -> RequestOutput:
