@@ -123,3 +123,9 @@ def test_quantisation_at_load(quantization: str, tmp_path: Path) -> None:
     layers = sum(p.numel() for n, p in model.named_parameters() if "layers" in n)
     saved = plain.decoder.nbytes - narrow.decoder.nbytes
     assert saved > layers * (2.9 if quantization in ("int8", "fp8") else 3.2)
+
+
+@pytest.mark.parametrize("model", ["smollm2", "qwen", "gemma"])
+def test_gguf_weights_take_no_more_than_their_file(model: str, request: pytest.FixtureRequest) -> None:
+    path: Path = request.getfixturevalue(f"{model}_path")
+    assert Harness(path, [[1, 2]]).decoder.nbytes <= path.stat().st_size

@@ -68,6 +68,11 @@ def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
         (gptq(checkpoint_format="marlin")[1], "checkpoint_format: 'marlin'; gptq or gptq_v2"),
         (gptq(dynamic={"-:(": {}})[1], "no usable regular expression"),
         (gptq(dynamic={"+:" + "a" * 2000: {}})[1], "no usable regular expression"),
+        (gptq(dynamic={"-:(a+)+$": {}})[1], "no usable regular expression"),
+        (gptq(dynamic={"-:" + ".*" * 9: {}})[1], "no usable regular expression"),
+        (compressed("pack-quantized", {}) | {"transform_config": {"config_groups": {"u": {}}}}, "transform_config"),
+        (compressed("pack-quantized", {}) | {"sparsity_config": {"format": "sparse-24"}}, "'sparse-24'; dense"),
+        (compressed("pack-quantized", {}) | {"ignore": ["re:(" * 9]}, "no usable regular expression"),
         ({"quant_method": "awq", "bits": 3}, "bits: '3'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "'gemv'; only gemm"),
         (

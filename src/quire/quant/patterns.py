@@ -8,13 +8,15 @@ from functools import lru_cache
 from quire.weights.errors import CheckpointError
 
 MAX_LENGTH = 1000
+MAX_REPEATS = 6  # each multiplies the time that matching may take by a name's length
 
 
 @lru_cache(maxsize=4096)
 def compiled(pattern: str) -> re.Pattern[str]:
-    """Raises ``CheckpointError`` for what is no expression."""
+    """Raises ``CheckpointError`` for what is no expression, or one that could take for ever."""
+    repeats = len(re.findall(r"[*+}]", pattern[:MAX_LENGTH]))
     try:
-        if len(pattern) <= MAX_LENGTH:
+        if len(pattern) <= MAX_LENGTH and repeats <= MAX_REPEATS and not re.search(r"\)[*+{]", pattern):
             return re.compile(pattern)
     except (re.error, RecursionError, OverflowError):
         pass

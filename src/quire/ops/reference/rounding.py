@@ -6,6 +6,7 @@ The rules are compressed-tensors': scales from the largest value, integers to ne
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from quire.ops.layouts import ActivationQuant
 
@@ -16,14 +17,15 @@ def rounded(x: torch.Tensor, how: ActivationQuant | None) -> torch.Tensor:
     """``x [T, K]`` as the product sees it. Rows with infinities stay as they are."""
     if how is None:
         return x
-    groups = x.unflatten(1, (-1, how.group)) if how.group and x.shape[1] % how.group == 0 else x[:, None]
+    inputs, group = x.shape[1], how.group or x.shape[1]
+    groups = F.pad(x, (0, -inputs % group)).unflatten(1, (-1, group))
     scale, zero = _scale_and_zero(groups, how)
     q = groups / scale
     if how.kind == "int8":
         q = (q + zero).round().clamp(-128, 127) - zero
     else:
         q = q.clamp(-_FP8_MAX, _FP8_MAX).to(torch.float8_e4m3fn).float()
-    return torch.where(scale.isfinite() & (scale > 0), q * scale, groups).flatten(1)
+    return torch.where(scale.isfinite() & (scale > 0), q * scale, groups).flatten(1)[:, :inputs]
 
 
 def _scale_and_zero(x: torch.Tensor, how: ActivationQuant) -> tuple[torch.Tensor, torch.Tensor]:
