@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from quire.config.engine import EngineConfig
-from quire.model.families import llama
+from quire.model.families import llama, qwen3_next
 from quire.runtime.devices import DeviceFacts
 from quire.runtime.memory import MIB, MemoryTooSmall, pages_for, plan_memory
 
@@ -51,6 +51,24 @@ def test_a_window_needs_fewer_pages() -> None:
     full = plan_memory(SPEC, EngineConfig(), 0, HOST, 4)
     windowed = plan_memory(WINDOWED, EngineConfig(), 0, HOST, 4)
     assert windowed.concurrency > 2 * full.concurrency
+
+
+def test_pages_of_states_are_long_and_few() -> None:
+    hybrid = qwen3_next.spec(
+        CONFIG | {
+            "model_type": "qwen3_5_text", "linear_num_key_heads": 4, "linear_num_value_heads": 8,
+            "linear_key_head_dim": 64, "linear_value_head_dim": 64, "linear_conv_kernel_dim": 4,
+        }
+    )  # fmt: skip
+    plan = plan_memory(hybrid, EngineConfig(memory="4GiB", max_num_seqs=4), 100 * MIB, HOST, 4)
+    full, states = plan.groups
+    assert (plan.page_size, full.window, states.window) == (256, None, 2)
+    assert full.num_pages >= 8192 // 256
+    state, channels = 8 * 64 * 64, (2 * 4 + 8) * 64
+    layer = 2 * (4 * (state + 3 * channels) + 8)
+    attention = 2 * 3 * 64 * 256 * 4
+    assert plan.kv == full.num_pages * 7 * attention + states.num_pages * 23 * layer
+    assert dict(plan.rows())["sum"] <= 4 * GIB
 
 
 def test_one_request_of_full_length_always_fits() -> None:
