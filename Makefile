@@ -41,6 +41,7 @@ bench: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(PIP) install -q -c constraints.txt -e ".[docs]"
 	$(BIN)/python docs/generate_cli.py
+	$(BIN)/python docs/generate_models.py
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:
