@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForImageTextToText
 
 from quire.config.engine import EngineConfig
 from quire.model.loader import Loader
@@ -255,3 +256,14 @@ def test_experts_quantised_at_load(tmp_path: Path) -> None:
     harness = Harness(tmp_path, [TOKENS], quantization="int8")
     difference = harness.step({0: 70})[0] - expected(model, TOKENS)
     assert 0 < difference.abs().mean() < 0.02
+
+
+def test_text_of_a_multimodal_hybrid(tmp_path: Path) -> None:
+    """Qwen3.5 is published with a vision tower, its decoder a level deeper."""
+    vision = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 64}
+    text = {**COMMON, **CASES["qwen3_5"]}
+    config = AutoConfig.for_model("qwen3_5", text_config=text, vision_config={**vision, "num_position_embeddings": 16})
+    torch.manual_seed(0)
+    model = AutoModelForImageTextToText.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
+    model.save_pretrained(tmp_path)
+    check_chunks(model, lambda sequences: Harness(tmp_path, sequences))

@@ -29,6 +29,7 @@ SIZES = {
 CASES: dict[str, dict[str, Any]] = {
     "qwen3moe": {"model_type": "qwen3_moe", **SIZES, "moe_intermediate_size": 32, "norm_topk_prob": True},
     "olmoe": {"model_type": "olmoe", **SIZES},
+    "llama": {"model_type": "mixtral", **SIZES, "num_local_experts": 4},
 }
 LAYER = {
     "input_layernorm": "attn_norm",
@@ -41,7 +42,13 @@ LAYER = {
     "self_attn.k_norm": "attn_k_norm",
     "mlp.gate": "ffn_gate_inp",
 }
+HEADS = {"self_attn.q_proj": 4, "self_attn.k_proj": 2}
 GLOBAL = {"model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output"}
+
+
+def interleaved(rows: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of each head in the order of llama.cpp's rotary embedding."""
+    return rows.view(heads, 2, -1, rows.shape[1]).transpose(1, 2).reshape(rows.shape).contiguous()
 
 
 def gguf(arch: str, model: Any, experts: GGMLQuantizationType) -> Builder:
@@ -61,6 +68,7 @@ def gguf(arch: str, model: Any, experts: GGMLQuantizationType) -> Builder:
     pairs: list[tuple[str, str, Any]] = [("general.architecture", "str", arch)]
     pairs += [(f"{arch}.{key}", "u32", value) for key, value in fields.items()]
     pairs += [(f"{arch}.attention.layer_norm_rms_epsilon", "f32", config.rms_norm_eps)]
+    pairs += [(f"{arch}.rope.freq_base", "f32", config.rope_parameters["rope_theta"])]
     pairs += [("tokenizer.ggml.tokens", "arr:str", [f"t{i}" for i in range(VOCAB)])]
     if arch == "qwen3moe":
         pairs += [(f"{arch}.expert_feed_forward_length", "u32", config.moe_intermediate_size)]
@@ -82,6 +90,8 @@ def gguf(arch: str, model: Any, experts: GGMLQuantizationType) -> Builder:
             add(f"blk.{index}.ffn_up_exps", up, experts)
         elif part == "mlp.experts.down_proj":
             add(f"blk.{index}.ffn_down_exps", parameter, experts)
+        elif arch == "llama" and part in HEADS:
+            add(f"blk.{index}.{LAYER[part]}", interleaved(parameter, HEADS[part]))
         else:
             add(f"blk.{index}.{LAYER[part]}", parameter)
     return Builder(pairs, tensors)

@@ -13,7 +13,7 @@ from quire.weights.checkpoint import lookup
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
 from quire.weights.gguf_config import config_of, generation_config_of
-from quire.weights.gguf_names import ARCHITECTURES, ROPE_FACTORS, ArchMap, Named, translate
+from quire.weights.gguf_names import ARCHITECTURES, MIXTRAL, ROPE_FACTORS, ArchMap, Named, translate
 from quire.weights.tensors import Bytes, RawTensor, TensorInfo
 
 
@@ -98,4 +98,6 @@ def _architecture(file: GGUFFile) -> ArchMap:
         raise CheckpointError(
             f"{file.path.name} holds the architecture {str(name)[:40]!r}; Quire reads from GGUF: {known}."
         )
+    if name == "llama" and file.metadata.get("llama.expert_count"):  # Mixtral's files say llama
+        return MIXTRAL
     return ARCHITECTURES[name]

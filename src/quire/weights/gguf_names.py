@@ -56,6 +56,14 @@ ARCHITECTURES: dict[str, ArchMap] = {
     ),
 }
 
+_MIXTRAL = {
+    "ffn_gate_inp": "block_sparse_moe.gate",
+    "ffn_gate_exps": "block_sparse_moe.experts.w1",
+    "ffn_up_exps": "block_sparse_moe.experts.w3",
+    "ffn_down_exps": "block_sparse_moe.experts.w2",
+}
+MIXTRAL = ArchMap("mixtral", _ATTENTION | _MIXTRAL | _PRE_NORMS, permuted=frozenset({"attn_q", "attn_k"}))
+
 ROPE_FACTORS = "rope_freqs.weight"
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
 _GLOBAL = re.compile(r"(\w+)\.(weight|bias)")

@@ -23,7 +23,7 @@ WEIGHTS = WeightMap(moe=NAMES)
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    experts, top_k = c.experts("num_local_experts")
+    experts, top_k = c.experts("num_local_experts", "num_experts")
     moe = MoeSpec(experts, c.count("intermediate_size"), c.activation("silu"), Routing(top_k, renormalize=True))
     layer = LayerSpec(llama.attention(c, qkv_bias=False), moe, llama.norm(c))
     return c.decoder("mixtral", (layer,) * c.count("num_hidden_layers"), layer.norm)
