@@ -84,5 +84,6 @@ CASES: dict[str, dict[str, Any]] = {
         model_type="cohere2", **{**COMMON, "num_hidden_layers": 4}, **HEADS, head_dim=32, sliding_window=24
     ),
     "nemotron": dict(model_type="nemotron", **COMMON, **HEADS, head_dim=32, norm_eps=1e-5),
+    "jais2": dict(model_type="jais2", **COMMON, **HEADS, head_dim=16),
     "persimmon": dict(model_type="persimmon", **COMMON, num_attention_heads=4),
 }

@@ -132,4 +132,9 @@ CASES: dict[str, dict[str, Any]] = {
         sliding_window=24,
         query_pre_attn_scalar=32,
     ),
+    "arcee": dict(model_type="arcee", **COMMON, **HEADS, head_dim=16),
+    "cwm": dict(model_type="cwm", **COMMON, **HEADS, head_dim=16, sliding_window=24),
+    "ernie4_5": dict(model_type="ernie4_5", **COMMON, **HEADS, head_dim=16, use_bias=True),
+    "helium": dict(model_type="helium", **COMMON, **HEADS, head_dim=16, attention_bias=True),
+    "seed_oss": dict(model_type="seed_oss", **COMMON, **HEADS, head_dim=16),
 }

@@ -62,13 +62,18 @@ def by_group(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
     return torch.cat(parts, dim=1).flatten(0, 2)
 
 
-def internlm2(tensors: Tensors) -> Tensors:
+def renamed(tensors: Tensors, names: dict[str, str]) -> Tensors:
+    """``names``: own part of a name -> Llama's."""
     out = {}
-    for name, value in fused(tensors, "attention.wqkv", by_group).items():
-        for own, llama in INTERNLM2.items():
+    for name, value in tensors.items():
+        for own, llama in names.items():
             name = name.replace(llama, own)
         out[name] = value
     return out
+
+
+def internlm2(tensors: Tensors) -> Tensors:
+    return renamed(fused(tensors, "attention.wqkv", by_group), INTERNLM2)
 
 
 def with_packed_attention(tensors: Tensors) -> Tensors:
@@ -121,17 +126,9 @@ def baichuan2(path: Path) -> Any:
 
 def exaone(path: Path) -> Any:
     model = random_model(LLAMA, path)
-
-    def named(tensors: Tensors) -> Tensors:
-        out = {}
-        for name, value in tensors.items():
-            for own, llama in EXAONE.items():
-                name = name.replace(llama, own)
-            out[name] = value
-        return out
-
     settings = {"num_layers": 3, "activation_function": "silu", "layer_norm_epsilon": 1e-6}
-    rewrite(path, named, model_type="exaone", num_hidden_layers=None, hidden_act=None, rms_norm_eps=None, **settings)
+    absent = dict.fromkeys(("num_hidden_layers", "hidden_act", "rms_norm_eps"))
+    rewrite(path, lambda tensors: renamed(tensors, EXAONE), model_type="exaone", **absent, **settings)
     return model
 
 

@@ -10,7 +10,7 @@ from quire.model.config_reader import ConfigReader
 from quire.model.spec import AttentionSpec, DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.model.weight_map import WeightMap
 
-MODEL_TYPES: tuple[str, ...] = ("llama", "mistral", "ministral")
+MODEL_TYPES: tuple[str, ...] = ("llama", "mistral", "ministral", "cwm")
 WEIGHTS = WeightMap()
 
 
@@ -33,7 +33,9 @@ def without_rope(spec: DecoderSpec, layers: Collection[int]) -> DecoderSpec:
     return replace(
         spec,
         layers=tuple(
-            replace(layer, attention=replace(layer.attention, rope=None)) if i in layers else layer
+            replace(layer, attention=replace(layer.attention, rope=None))
+            if i in layers and isinstance(layer.attention, AttentionSpec)
+            else layer
             for i, layer in enumerate(spec.layers)
         ),
     )
