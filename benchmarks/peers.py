@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shlex
 import subprocess
@@ -26,6 +27,13 @@ class Engine:
     def process(self) -> ServerProcess:
         port = free_port()
         return ServerProcess(shlex.split(self.command.format(port=port)), port, {"QUIRE_API_KEY": ""})
+
+
+def llama_instructions(binaries: Path) -> list[str]:
+    """What llama.cpp's kernels were compiled for, as its own library says."""
+    kernels = ctypes.CDLL(str(binaries / "libggml-cpu.so"))
+    names = ("avx2", "fma", "f16c", "bmi2", "avx_vnni", "avx512", "avx512_vbmi", "avx512_vnni", "avx512_bf16")
+    return [name for name in names if getattr(kernels, f"ggml_cpu_has_{name}")()]
 
 
 def quire(model: Path) -> Engine:

@@ -12,6 +12,7 @@ from quire.ops.backend import Ops, Weight
 from quire.ops.layouts import Dense, Layout
 from quire.quant.gguf import dequantize
 from quire.quant.reader import Reader
+from quire.quant.scheme import to_torch
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 
@@ -66,8 +67,9 @@ class Tensors:
         return self._reader.read(module, outputs, inputs, stack)
 
     def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
-        plain = self._reader.read(name, inputs, outputs, stack)
-        return Dense(plain.dequantize().view(stack, inputs, outputs).mT.reshape(stack * outputs, inputs))
+        shape = (stack, inputs, outputs) if stack > 1 else (inputs, outputs)
+        plain = to_torch(self._checkpoint.read(name, shape)).view(stack, inputs, outputs)
+        return self._reader.made(name, plain.mT.reshape(stack * outputs, inputs))
 
     def pack(self, layouts: Iterable[Layout]) -> Weight:
         return self._ops.pack(*layouts)
@@ -100,10 +102,10 @@ class Headers:
     def vector(self, name: str, *shape: int) -> torch.Tensor:
         self._check(name, shape)
         self.nbytes += 4 * math.prod(shape)
-        return torch.empty(shape, device="meta")
+        return torch.zeros(shape)  # arithmetic on the meta device would import torch._dynamo: a second, and 150 MB
 
     def constant(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to("meta")
+        return values
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         for name, shape in self._reader.tensors(module, outputs, inputs, stack).items():

@@ -67,6 +67,10 @@ def record(engine: object, function: Callable[[], torch.Tensor]) -> Recording:
 
 
 class _ViewsOnly(TorchDispatchMode):
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # the skipping would import torch._dynamo, hundreds of modules: 150 MB, and a second
+
     def __torch_dispatch__(
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
