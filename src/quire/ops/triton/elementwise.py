@@ -6,11 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.maths import tanh
 
 
 @triton.jit(do_not_specialize=["multiplier"])
-def _embed(table_ptr, ids_ptr, out_ptr, multiplier, width: tl.constexpr, BLOCK: tl.constexpr):
+def _embed(table_ptr, ids_ptr, out_ptr, multiplier, width: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    inputs_ready(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
@@ -25,7 +27,7 @@ def embed(table: torch.Tensor, ids: torch.Tensor, multiplier: float) -> torch.Te
     out = torch.empty(len(ids), width, dtype=table.dtype, device=table.device)
     block = min(2048, triton.next_power_of_2(width))
     if len(ids):
-        _embed[(len(ids), triton.cdiv(width, block))](table, ids, out, multiplier, width, BLOCK=block)
+        launch(_embed, (len(ids), triton.cdiv(width, block)), table, ids, out, multiplier, width, BLOCK=block)
     return out
 
 
@@ -46,7 +48,16 @@ def _activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
-def _act(x_ptr, out_ptr, width: tl.constexpr, KIND: tl.constexpr, GATED: tl.constexpr, BLOCK: tl.constexpr):
+def _act(
+    x_ptr,
+    out_ptr,
+    width: tl.constexpr,
+    KIND: tl.constexpr,
+    GATED: tl.constexpr,
+    BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    inputs_ready(PDL)
     row = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     mask = at < width
@@ -71,5 +82,6 @@ def activate(x: torch.Tensor, activation: str, gated: bool) -> torch.Tensor:
     out = torch.empty(rows, width, dtype=x.dtype, device=x.device)
     block = min(1024, triton.next_power_of_2(width))
     if rows:
-        _act[(rows, triton.cdiv(width, block))](x, out, width, KIND=activation, GATED=gated, BLOCK=block)
+        grid = (rows, triton.cdiv(width, block))
+        launch(_act, grid, x, out, width, KIND=activation, GATED=gated, BLOCK=block)
     return out

@@ -12,37 +12,45 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from quire.ops.triton.launch import inputs_ready, launch
+
 MAX_ROWS = 16
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "splits"])
 def _skinny(
     x_ptr,
     weight_ptr,
     bias_ptr,
     out_ptr,
-    partial_ptr,  # [SPLITS, BLOCK_M, N] float32
+    partial_ptr,  # [splits, BLOCK_M, N] float32
     counter_ptr,  # one int32 for each block of outputs, zero before and after
     rows,
-    N: tl.constexpr,
-    K: tl.constexpr,
+    N,
+    K,
+    splits,
     HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr,
-    SPLITS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     block = tl.program_id(0)
     split = tl.program_id(1)
     n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
-    share: tl.constexpr = tl.cdiv(tl.cdiv(K, SPLITS), BLOCK_K) * BLOCK_K
-    begin = split * share
-    end = tl.minimum(begin + share, K)
+    begin = 0
+    end = K
+    if SPLIT:
+        share = tl.cdiv(tl.cdiv(K, splits), BLOCK_K) * BLOCK_K
+        begin = split * share
+        end = tl.minimum(begin + share, K)
     weight_rows = weight_ptr + n.to(tl.int64)[:, None] * K
     if DOT:
+        inputs_ready(PDL)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for at in tl.range(begin, end, BLOCK_K):
             w = tl.load(weight_rows + (at + k)[None, :], mask=(n < N)[:, None] & (at + k < K)[None, :], other=0.0)
@@ -53,26 +61,31 @@ def _skinny(
             )
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     else:
+        # Weights are on their way before the inputs are there: the kernel ahead may still run.
+        w = tl.load(weight_rows + (begin + k)[None, :], mask=(n < N)[:, None] & (begin + k < K)[None, :], other=0.0)
+        inputs_ready(PDL)
         products = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_K], tl.float32)
         for at in tl.range(begin, end, BLOCK_K):
-            w = tl.load(weight_rows + (at + k)[None, :], mask=(n < N)[:, None] & (at + k < K)[None, :], other=0.0)
             x = tl.load(
                 x_ptr + m[:, None] * K + (at + k)[None, :],
                 mask=(m < rows)[:, None] & (at + k < K)[None, :],
                 other=0.0,
             )
-            products += w.to(tl.float32)[None, :, :] * x.to(tl.float32)[:, None, :]
+            now = w
+            ahead = at + BLOCK_K + k
+            w = tl.load(weight_rows + ahead[None, :], mask=(n < N)[:, None] & (ahead < K)[None, :], other=0.0)
+            products += now.to(tl.float32)[None, :, :] * x.to(tl.float32)[:, None, :]
         acc = tl.sum(products, 2)
     mask = (m < rows)[:, None] & (n < N)[None, :]
-    if SPLITS > 1:
+    if SPLIT:
         place = m[:, None] * N + n[None, :]
         tl.store(partial_ptr + split * BLOCK_M * N + place, acc, mask=mask)
         tl.debug_barrier()  # all of the program's stores come before its sign
-        if tl.atomic_add(counter_ptr + block, 1, sem="acq_rel") != SPLITS - 1:
+        if tl.atomic_add(counter_ptr + block, 1, sem="acq_rel") != splits - 1:
             return
         tl.store(counter_ptr + block, 0)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for other in tl.static_range(SPLITS):  # in order: the sum does not depend on which program came last
+        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
             acc += tl.load(partial_ptr + other * BLOCK_M * N + place, mask=mask, other=0.0)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
@@ -90,7 +103,9 @@ def skinny_linear(
     dot, block_n, block_k, splits, warps, stages = _tiles(rows, n, k)
     block_m = max(16 if dot else 1, triton.next_power_of_2(rows))
     partial = torch.empty(splits if splits > 1 else 0, block_m, n, dtype=torch.float32, device=x.device)
-    _skinny[(triton.cdiv(n, block_n), splits)](
+    launch(
+        _skinny,
+        (triton.cdiv(n, block_n), splits),
         x,
         weight,
         weight if bias is None else bias,
@@ -98,11 +113,12 @@ def skinny_linear(
         partial,
         counters,
         rows,
-        N=n,
-        K=k,
+        n,
+        k,
+        splits,
         HAS_BIAS=bias is not None,
         DOT=dot,
-        SPLITS=splits,
+        SPLIT=splits > 1,
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,

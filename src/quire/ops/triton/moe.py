@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import Routes
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.search import owner_of
 
 
@@ -30,7 +31,9 @@ def _grouped(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     tile = tl.program_id(1)
     expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
     begin = tl.load(offsets_ptr + expert)
@@ -77,7 +80,9 @@ def grouped_linear(
     out = torch.empty(count, n, dtype=x.dtype, device=x.device)
     few = count <= 16 * experts
     block_m, block_n = (16, 64) if few else (128, 128)
-    _grouped[(triton.cdiv(n, block_n), count // block_m + experts)](
+    launch(
+        _grouped,
+        (triton.cdiv(n, block_n), count // block_m + experts),
         x,
         stack,
         offsets,
@@ -111,7 +116,9 @@ def _combine(
     SHARED: tl.constexpr,
     GATED: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     acc = tl.zeros([BLOCK], tl.float32)
@@ -136,7 +143,9 @@ def combine(
     out = torch.empty(tokens, n, dtype=y.dtype, device=y.device)
     block = min(1024, triton.next_power_of_2(n))
     if tokens:
-        _combine[(tokens, triton.cdiv(n, block))](
+        launch(
+            _combine,
+            (tokens, triton.cdiv(n, block)),
             y.contiguous(),
             routes.places,
             routes.weights,

@@ -6,6 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.ops.triton.launch import inputs_ready, launch
+
 
 @triton.jit(do_not_specialize=["eps"])
 def _norm(
@@ -22,7 +24,9 @@ def _norm(
     HAS_BIAS: tl.constexpr,
     CENTRED: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     part = tl.program_id(1) * width
     at = tl.arange(0, BLOCK)
     place = tl.program_id(0).to(tl.int64) * stride + first + part + at
@@ -76,7 +80,9 @@ def _launch(
     if len(x) == 0:
         return
     block = triton.next_power_of_2(width)
-    _norm[(len(x), parts)](
+    launch(
+        _norm,
+        (len(x), parts),
         x,
         x if residual is None else residual,
         weight,

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from quire.ops.backend import AttentionStep
 from quire.ops.triton.attend import attend, finish, ready
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.pages import TritonPages
 from quire.ops.triton.search import owner_of
 
@@ -48,14 +49,16 @@ def _prefill(
     SINKS: tl.constexpr,
     ALIBI: tl.constexpr,
     FP8: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # a sequence's last tiles see most keys: they start first
     kv_head = tl.program_id(1)
     seq = owner_of(tile, query_start_ptr, sequences, BLOCK_Q)
     start = tl.load(query_start_ptr + seq)
     count = tl.load(query_start_ptr + seq + 1) - start
     tile -= start // BLOCK_Q + seq
-    if tile * BLOCK_Q >= count:
+    if (tile < 0) | (tile * BLOCK_Q >= count):  # the first sequence with queries may not start at token 0
         return
     context = tl.load(context_len_ptr + seq)
     group: tl.constexpr = HEADS // KV_HEADS
@@ -130,7 +133,9 @@ def prefill_attention(
     block_m, block_n, warps, stages = _tiles(q.dtype.itemsize * block_d, q.dtype.itemsize)
     block_m = max(block_m, triton.next_power_of_2(group))
     block_q = block_m // group
-    _prefill[(tokens // block_q + sequences, kv_heads)](
+    launch(
+        _prefill,
+        (tokens // block_q + sequences, kv_heads),
         q,
         pages.k,
         pages.v,

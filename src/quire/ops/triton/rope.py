@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import AttentionStep
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.pages import TritonPages
 
 _E4M3_MAX = tl.constexpr(448.0)
@@ -62,7 +63,9 @@ def _qk_norm_rope_store(
     LIMIT: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     token = tl.program_id(0).to(tl.int64)
     head = tl.program_id(1) * BLOCK_HEADS + tl.arange(0, BLOCK_HEADS)
     at = tl.arange(0, BLOCK_D)
@@ -139,7 +142,9 @@ def qk_norm_rope_store(
     all_heads = heads + 2 * kv_heads
     block_heads = max(1, min(triton.next_power_of_2(all_heads), 1024 // block_d))
     if tokens:
-        _qk_norm_rope_store[(tokens, triton.cdiv(all_heads, block_heads))](
+        launch(
+            _qk_norm_rope_store,
+            (tokens, triton.cdiv(all_heads, block_heads)),
             qkv,
             q,
             qkv if q_norm is None else q_norm,

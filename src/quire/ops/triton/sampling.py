@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import SampleStep
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.params import GREEDY_BELOW as _GREEDY_BELOW
 
 GREEDY_BELOW = tl.constexpr(_GREEDY_BELOW)
@@ -55,8 +56,18 @@ def _row_max(maxima_ptr, row, chunks, CHUNKS: tl.constexpr):
 
 @triton.jit(do_not_specialize=["chunks"])
 def _chunk_statistics(
-    logits_ptr, temperature_ptr, maxima_ptr, ids_ptr, sums_ptr, row_stride, vocab, chunks, CHUNK: tl.constexpr
+    logits_ptr,
+    temperature_ptr,
+    maxima_ptr,
+    ids_ptr,
+    sums_ptr,
+    row_stride,
+    vocab,
+    chunks,
+    CHUNK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     row = tl.program_id(1).to(tl.int64)
     chunk = tl.program_id(0)
     at = chunk * CHUNK + tl.arange(0, CHUNK)
@@ -196,8 +207,10 @@ def _filter(
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
     CANDIDATES: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """The least weight that a row's filters keep: 0 where it has none, or is greedy, or has no distribution."""
+    inputs_ready(PDL)
     row = tl.program_id(0).to(tl.int64)
     temperature = tl.load(temperature_ptr + row)
     top_k = tl.load(top_k_ptr + row)
@@ -237,7 +250,9 @@ def _filtered_sums(
     chunks,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     row = tl.program_id(1).to(tl.int64)
     floor = tl.load(floor_ptr + row)
     if floor == 0:
@@ -266,7 +281,9 @@ def _draw(
     chunks,
     CHUNK: tl.constexpr,
     CHUNKS: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     row = tl.program_id(0).to(tl.int64)
     index = tl.arange(0, CHUNKS)
     here = index < chunks
@@ -315,8 +332,11 @@ def sample(logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
     floor = torch.empty(rows, dtype=torch.float32, device=device)
     sizes = (logits.stride(0), vocab, chunks)
     tiles = {"CHUNK": _CHUNK, "CHUNKS": triton.next_power_of_2(chunks), "num_warps": 8}
-    _chunk_statistics[(chunks, rows)](logits, step.temperature, maxima, ids, sums, *sizes, CHUNK=_CHUNK, num_warps=8)
-    _filter[(rows,)](
+    parts = (maxima, ids, sums)
+    launch(_chunk_statistics, (chunks, rows), logits, step.temperature, *parts, *sizes, CHUNK=_CHUNK, num_warps=8)
+    launch(
+        _filter,
+        (rows,),
         logits,
         maxima,
         step.temperature,
@@ -331,6 +351,7 @@ def sample(logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         CANDIDATES=_CANDIDATES,
         num_warps=32,
     )
-    _filtered_sums[(chunks, rows)](logits, maxima, sums, step.temperature, floor, *sizes, **tiles)
-    _draw[(rows,)](logits, maxima, ids, sums, step.temperature, floor, step.seed, step.position, out, *sizes, **tiles)
+    launch(_filtered_sums, (chunks, rows), logits, maxima, sums, step.temperature, floor, *sizes, **tiles)
+    drawing = (step.temperature, floor, step.seed, step.position)
+    launch(_draw, (rows,), logits, *parts, *drawing, out, *sizes, **tiles)
     return out

@@ -6,9 +6,13 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.ops.triton.launch import inputs_ready, launch
+
 
 @triton.jit
-def _scatter(runs_ptr, values_ptr, target_ptr, BLOCK: tl.constexpr):
+def _scatter(runs_ptr, target_ptr, BLOCK: tl.constexpr, PDL: tl.constexpr):
+    inputs_ready(PDL)
+    values_ptr = runs_ptr + tl.num_programs(0) * 3
     run = tl.program_id(0)
     source = tl.load(runs_ptr + run * 3)
     target = tl.load(runs_ptr + run * 3 + 1)
@@ -25,4 +29,4 @@ def scatter(upload: torch.Tensor, runs: int, target: torch.Tensor) -> None:
     Copies ``values[source : source + length]`` to ``target[target : target + length]`` (int32, one-dimensional). Runs
     must not overlap in the target.
     """
-    _scatter[(runs,)](upload, upload[runs * 3 :], target, BLOCK=256, num_warps=4)
+    launch(_scatter, (runs,), upload, target, BLOCK=256, num_warps=4)

@@ -1,0 +1,61 @@
+"""How kernels are launched: each may start before the one ahead of it ends, or may only be compiled.
+
+Programmatic dependent launch (Hopper and newer): a kernel's programs come to the multiprocessors while those of the
+kernel before still run, and wait for its results where they need them. So every kernel calls ``inputs_ready`` in every
+program, before it reads or writes anything but weights; what it does before that overlaps with its predecessor.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import cache
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+
+
+@triton.jit
+def inputs_ready(PDL: tl.constexpr):
+    """Lets the next kernel's programs come, then waits for all of the kernel before."""
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@cache
+def dependent_launch() -> bool:
+    """Whether the GPU has programmatic dependent launch."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] >= 9
+
+
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
+    """``kernel[grid](*args, **options)``; only compiles it within ``compile_only``. Gives the kernel its ``PDL``."""
+    options["PDL"] = dependent_launch()
+    if options["PDL"]:
+        options["launch_pdl"] = True
+    if _compiling.get():
+        kernel.warmup(*args, grid=grid, **options)
+    else:
+        kernel[grid](*args, **options)
+
+
+@contextmanager
+def compile_only() -> Iterator[None]:
+    """Within it launches compile and do no more, all at the same time; at its end all are done.
+
+    Triton holds the interpreter lock for a fifth of a compilation, so threads do.
+    """
+    before = _compiling.set(True)
+    try:
+        with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
+            yield
+    finally:
+        _compiling.reset(before)
