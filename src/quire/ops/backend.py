@@ -28,6 +28,17 @@ SHARED_ROWS = 32
 
 
 @dataclass(frozen=True)
+class Singles:
+    """Of a step whose sequences with one query come first, as tokens 0, 1, ...: what tells them from the others.
+
+    ``context_len``: of the first ones, 0 for the others. ``query_start``: as in the step, but the first have no query.
+    """
+
+    context_len: torch.Tensor  # [S] int32
+    query_start: torch.Tensor  # [S + 1] int32
+
+
+@dataclass(frozen=True)
 class AttentionStep:
     """Where a step's tokens stand, for one group of layers.
 
@@ -46,6 +57,7 @@ class AttentionStep:
     # Tokens that each block of ``SHARED_ROWS`` sequences of a decode step has in common, in the same pages: a multiple
     # of 128, less than any of their contexts. ``None`` (and 0): nothing is known to be shared.
     shared: torch.Tensor | None = None  # [ceil(S / SHARED_ROWS)] int32
+    singles: Singles | None = None
 
 
 @dataclass(frozen=True)

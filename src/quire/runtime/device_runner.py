@@ -10,8 +10,9 @@ import torch
 
 from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import Flight, KVGroup, Landed, SlotResult, SlotWork, StepPlan
-from quire.model.decoder import Model, Step
-from quire.ops.backend import Ops
+from quire.model.decoder import Decoder, Model, Step
+from quire.ops.backend import Ops, Pages
+from quire.ops.triton.launch import compile_only
 from quire.ops.triton.step import commit, prepare
 from quire.runtime.device_graphs import DeviceGraphs, StepOutput, StepShape, decode_sizes, mixed_sizes
 from quire.runtime.device_state import DeviceState
@@ -40,28 +41,47 @@ class DeviceRunner:
         self.model_bytes = plan.weights
         self.phases: dict[str, float] = {}
         self._decoder = decoder
+        self._ops = ops
         self._device = ops.device
         self._state = DeviceState(slots, plan.max_model_len, step_tokens, plan.page_size, plan.groups, ops.device)
         self._sampler = Sampler(ops, decoder.spec.vocab_size, ops.device)
         self._pages = new_pages(decoder.spec, ops, plan, kv_dtype)
-        self._graphs = DeviceGraphs(self._compute)
+        self._graphs = DeviceGraphs(lambda shape: self._compute(shape, self._decoder, self._pages))
         self._decode_sizes: list[int] = []
         self._mixed_sizes: list[int] = []
 
-    def capture(self) -> None:
-        """Compile all kernels and capture graphs of the common sizes. Until then steps run unpadded, by launches."""
-        decode, mixed = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+    def compile(self) -> None:
+        """Compile the kernels of all steps, or read them from the disk: nothing compiles after it."""
         with torch.inference_mode():
             self._state.pad_all()
-            self._graphs.capture(StepShape(n, n, decode=True) for n in decode)
-            self._graphs.capture(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS)
-            self._graphs.capture(StepShape(n, self.slots, decode=False) for n in mixed)
-            for size in (decode[-1], decode[0]):
-                self._finish(self._graphs.run(StepShape(size, size, decode=True)), size, None, {})
-            size = mixed[-1] if mixed else self.slots
-            self._finish(self._graphs.run(StepShape(size, self.slots, decode=False)), self.slots, [], {})
-        self._decode_sizes, self._mixed_sizes = decode, mixed
-        torch.cuda.synchronize()
+            with compile_only():
+                self._rehearse()
+            self._rehearse()  # loads kernels and makes handles, which a capture must not
+
+    def capture(self) -> None:
+        """Capture graphs of the common sizes, once all is compiled. Until then steps run unpadded, by launches."""
+        with torch.inference_mode():
+            self._graphs.capture(self._shapes())
+        self._decode_sizes, self._mixed_sizes = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+
+    def _shapes(self) -> list[StepShape]:
+        decode, mixed = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+        return [
+            *(StepShape(n, n, decode=True) for n in decode),
+            *(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS),
+            *(StepShape(n, self.slots, decode=False) for n in mixed or [self.slots]),
+        ]
+
+    def _rehearse(self) -> None:
+        """A step of each shape, through one layer of each kind."""
+        decoder, pages = self._decoder, self._pages
+        if isinstance(decoder, Decoder):
+            decoder, layers = decoder.thin()
+            pages = [pages[i] for i in layers]
+        for shape in self._shapes():
+            output = self._compute(shape, decoder, pages)
+            self._finish(output, shape.rows, None if shape.decode else [], {})
+        self._ops.sample(output.logits.float(), output.sample)  # as logits come that a request edits
 
     def submit(self, plan: StepPlan) -> Flight:
         with torch.inference_mode():
@@ -83,6 +103,8 @@ class DeviceRunner:
         shared = False
         if decode:
             work, shared = state.arrange(work)
+        else:
+            work = state.singles_first(work)
         shape = self._shape(work, decode, shared)
         state.work(work, shape.rows, shape.decode)
         state.flush()
@@ -107,16 +129,16 @@ class DeviceRunner:
         size = sizes[bisect_left(sizes, tokens)]
         return StepShape(size, size if decode else self.slots, decode, shared and size >= _MIN_SHARED_ROWS)
 
-    def _compute(self, shape: StepShape) -> StepOutput:
+    def _compute(self, shape: StepShape, decoder: Model, pages: Sequence[Pages]) -> StepOutput:
         """The rows named in the state, from token ids to logits."""
         state = self._state
         max_query = 1 if shape.decode else shape.tokens
         step = state.step_tensors(shape.tokens, shape.rows, max_query, shape.shared)
         start = state.query_start[: shape.rows + 1]
         prepare(state.rows[: shape.rows], state.slots, step, None if shape.decode else start)
-        hidden = self._decoder.forward(Step(step.token_ids, step.attention), self._pages)
+        hidden = decoder.forward(Step(step.token_ids, step.attention), pages)
         last = hidden if shape.decode else hidden[(start[1:] - 1).clamp(min=0)]
-        return StepOutput(hidden, self._decoder.logits(last), step.sample)
+        return StepOutput(hidden, decoder.logits(last), step.sample)
 
     def _finish(
         self, output: StepOutput, rows: int, work: Sequence[SlotWork] | None, sampling: dict[int, int]

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
-from quire.ops.backend import SHARED_ROWS, AttentionStep, SampleStep
+from quire.ops.backend import SHARED_ROWS, AttentionStep, SampleStep, Singles
 from quire.ops.triton.step import SlotTensors, StepTensors
 from quire.ops.triton.upload import scatter
 
@@ -58,6 +58,7 @@ class DeviceState:
             "query_start": (slots + 1,),
             "counts": (slots,),
             "token_row": (slots,),
+            "longer_start": (slots + 1,),
             "shared": (-(-slots // SHARED_ROWS),),
             **{f"table{g}": (slots, pages) for g in range(len(groups))},
         }
@@ -81,6 +82,8 @@ class DeviceState:
             seed=views["seed"].view(torch.int64).view(slots),
         )
         self.rows, self.query_start = views["rows"], views["query_start"]
+        self._longer_start = views["longer_start"]
+        self._single_len = torch.zeros(slots, dtype=torch.int32, device=device)
         self.counts, self.token_row, self._shared = views["counts"], views["token_row"], views["shared"]
         self._windows = [group.window for group in groups]
         self._pages = np.zeros((slots, pages), np.int32)  # the host's copy of the tables of full attention
@@ -114,6 +117,11 @@ class DeviceState:
         self._put(f"table{grant.group}", grant.slot, pages, grant.start)
         if self._windows[grant.group] is None:
             self._pages[grant.slot, grant.start : grant.start + len(pages)] = pages
+
+    @staticmethod
+    def singles_first(work: Sequence[SlotWork]) -> list[SlotWork]:
+        """The rows of a mixed step as ``ops.backend.Singles`` wants them."""
+        return sorted(work, key=lambda w: w.count > 1)
 
     def arrange(self, work: Sequence[SlotWork]) -> tuple[list[SlotWork], bool]:
         """The rows of a decode step in an order that puts those with a common prefix side by side; whether any are."""
@@ -152,6 +160,8 @@ class DeviceState:
         np.cumsum(counts, out=start[1:])
         token_row = np.full(rows, -1, np.int32)
         token_row[: len(work)] = [i if w.sample else -1 for i, w in enumerate(work)]
+        singles = sum(w.count == 1 for w in work)
+        self._put_changed("longer_start", np.maximum(start, singles))
         self._put_changed("counts", counts)
         self._put_changed("query_start", start)
         self._put_changed("token_row", token_row)
@@ -209,6 +219,7 @@ class DeviceState:
         """The first ``tokens`` and ``rows`` of the tensors in which every step is described."""
         full = self._step
         blocks = self._shared[: -(-rows // SHARED_ROWS)] if shared else None
+        singles = None if max_query == 1 else Singles(self._single_len[:rows], self._longer_start[: rows + 1])
         attention = [
             AttentionStep(
                 positions=a.positions[:tokens],
@@ -219,6 +230,7 @@ class DeviceState:
                 page_size=self._page_size,
                 max_query=max_query,
                 shared=blocks if window is None else None,
+                singles=singles,
             )
             for a, window in zip(full.attention, self._windows, strict=True)
         ]

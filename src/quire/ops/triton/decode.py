@@ -66,6 +66,8 @@ def _decode(
     seq = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
     context = tl.load(context_len_ptr + seq)
+    if context == 0:  # padding, or a row that others compute
+        return
     first = 0
     shares = 0
     if PLACES > SPLITS:
@@ -257,10 +259,15 @@ def decode_attention(
     alibi_slopes: torch.Tensor | None,
     counters: torch.Tensor,
     processors: int,
+    out: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """``q [S, H * D]``: one query a sequence. ``counters``: ``MAX_COUNTERS`` int32 zeros, left zero."""
+    """``q [S, H * D]``: one query a sequence. ``counters``: ``MAX_COUNTERS`` int32 zeros, left zero.
+
+    Rows whose context is 0 are left as they are in ``out`` (and so undefined without it).
+    """
     sequences = q.shape[0]
-    out = torch.empty(sequences, heads * head_dim, dtype=q.dtype, device=q.device)
+    if out is None:
+        out = torch.empty(sequences, heads * head_dim, dtype=q.dtype, device=q.device)
     splits = split_count(sequences, kv_heads, processors) if sequences * kv_heads <= MAX_COUNTERS else 1
     places = splits
     if step.shared is not None and window is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -191,27 +191,20 @@ class TritonOps:
         own = triton_pages(pages, kv_heads, head_dim)
         if q.shape[0] == 0:
             return torch.empty_like(q)
+        shape = (heads, kv_heads, head_dim, scale, window, softcap, sinks, alibi_slopes)
+        scratch = (self._counters, self._processors)
         if step.max_query == 1:
-            return decode.decode_attention(
-                q,
-                own,
-                step,
-                heads,
-                kv_heads,
-                head_dim,
-                scale,
-                window,
-                softcap,
-                sinks,
-                alibi_slopes,
-                self._counters,
-                self._processors,
-            )
+            return decode.decode_attention(q, own, step, *shape, *scratch)
+        several = step if step.singles is None else replace(step, query_start=step.singles.query_start)
         if flash.supports(q, own, head_dim, alibi_slopes):
-            return flash.flash_attention(q, own, step, heads, head_dim, scale, window, softcap, sinks)
-        return prefill.prefill_attention(
-            q, own, step, heads, kv_heads, head_dim, scale, window, softcap, sinks, alibi_slopes
-        )
+            out = flash.flash_attention(q, own, several, heads, head_dim, scale, window, softcap, sinks)
+        else:
+            out = prefill.prefill_attention(q, own, several, *shape)
+        if step.singles is not None:
+            rows = min(len(step.context_len), q.shape[0])
+            single = replace(step, context_len=step.singles.context_len[:rows], block_table=step.block_table[:rows])
+            decode.decode_attention(q[:rows], own, single, *shape, *scratch, out=out)
+        return out
 
     def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         """``logits`` may be of any float type."""

@@ -94,6 +94,7 @@ def _rows(
     computed_ptr,
     table_ptr,
     context_len_ptr,
+    single_len_ptr,
     block_table_ptr,
     temperature_ptr,
     top_k_ptr,
@@ -111,6 +112,7 @@ def _rows(
     PAGE: tl.constexpr,
     FIRST: tl.constexpr,
     DECODE: tl.constexpr,
+    SINGLES: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Length, block table and sampling parameters of a row; a padding row has length 0 and is greedy."""
@@ -123,6 +125,8 @@ def _rows(
     known = tl.where(real, tl.load(computed_ptr + slot, mask=real, other=0) + count, 0)
     if FIRST:
         tl.store(context_len_ptr + row, known)
+        if SINGLES:
+            tl.store(single_len_ptr + row, tl.where(count == 1, known, 0))
         tl.store(out_temperature_ptr + row, tl.load(temperature_ptr + slot, mask=real, other=0.0))
         tl.store(out_top_k_ptr + row, tl.load(top_k_ptr + slot, mask=real, other=0))
         tl.store(out_top_p_ptr + row, tl.load(top_p_ptr + slot, mask=real, other=1.0))
@@ -203,6 +207,7 @@ def prepare(rows: torch.Tensor, state: SlotTensors, out: StepTensors, query_star
             state.computed,
             table,
             step.context_len,
+            step.context_len if step.singles is None else step.singles.context_len,
             step.block_table,
             state.temperature,
             state.top_k,
@@ -220,6 +225,7 @@ def prepare(rows: torch.Tensor, state: SlotTensors, out: StepTensors, query_star
             PAGE=step.page_size,
             FIRST=group == 0,
             DECODE=decode,
+            SINGLES=step.singles is not None,
             BLOCK=64,
             num_warps=1,
         )
