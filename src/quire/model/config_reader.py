@@ -52,6 +52,10 @@ class ConfigReader:
             raise CheckpointError(f"The model's config has no usable {key}: a positive number is needed.")
         return float(value)
 
+    def cap(self, key: str) -> float | None:
+        """Of scores or logits, where there is one."""
+        return None if self.config.get(key) is None else self.number(key, 0.0)
+
     def flag(self, key: str, default: bool = False) -> bool:
         value = self.config.get(key)
         value = default if value is None else value
@@ -165,7 +169,7 @@ class ConfigReader:
             layers=layers,
             final_norm=final_norm,
             tied_head=tied_head if tied is None else bool(tied),
-            logit_softcap=self.config.get("final_logit_softcapping"),
+            logit_softcap=self.cap("final_logit_softcapping"),
             eos_token_ids=self.eos_token_ids(),
             **settings,
         )

@@ -13,7 +13,7 @@ from quire.weights.checkpoint import lookup
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
 from quire.weights.gguf_config import config_of, generation_config_of
-from quire.weights.gguf_names import ARCHITECTURES, MIXTRAL, ROPE_FACTORS, ArchMap, Named, translate
+from quire.weights.gguf_names import ARCHITECTURES, LONGROPE_FACTORS, MIXTRAL, ROPE_FACTORS, ArchMap, Named, translate
 from quire.weights.tensors import Bytes, RawTensor, TensorInfo
 
 
@@ -38,7 +38,7 @@ class GGUFCheckpoint:
 
     def _name_tensors(self, arch: ArchMap) -> None:
         for gguf_name, info in self.gguf.tensors.items():
-            if gguf_name == ROPE_FACTORS:
+            if gguf_name in (ROPE_FACTORS, *LONGROPE_FACTORS.values()):
                 continue
             named = translate(arch, gguf_name)
             if named is None:

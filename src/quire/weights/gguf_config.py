@@ -10,11 +10,13 @@ import numpy as np
 
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
-from quire.weights.gguf_names import ROPE_FACTORS, ArchMap
+from quire.weights.gguf_names import LONGROPE_FACTORS, ROPE_FACTORS, ArchMap
 from quire.weights.tensors import TensorInfo
 
 GEMMA_LOCAL_ROPE_BASE = 10_000.0
 GEMMA_WINDOW_PERIOD = 6
+OLMO_WINDOW_PERIOD = 4
+GEMMA2_27B_LAYERS = 46  # as below
 GEMMA_27B_LAYERS = 62  # the one size whose attention scale is not head_dim's; its GGUF does not say so
 
 _END_TOKENS = ("<|im_end|>", "<|endoftext|>", "<|eot_id|>", "<|end_of_text|>", "<|eom_id|>", "<end_of_turn>", "<|end|>")
@@ -72,13 +74,22 @@ def config_of(file: GGUFFile, arch: ArchMap, tensors: Mapping[str, TensorInfo]) 
         "intermediate_size": fields.integer("feed_forward_length"),
         "vocab_size": _vocab_size(file, tensors),
         "max_position_embeddings": fields.integer("context_length"),
-        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
+        arch.layer_norm or "rms_norm_eps": fields.number(
+            "attention.layer_norm_epsilon" if arch.layer_norm else "attention.layer_norm_rms_epsilon"
+        ),
         "rope_theta": fields.number("rope.freq_base", default=10_000.0),
         "tie_word_embeddings": "lm_head.weight" not in tensors,
     }
     config |= _rope(fields, head_dim) | _tokens(file, config["vocab_size"])
+    config |= {name: value for key, name in arch.fields.items() if (value := fields.value(key))}
     if arch.model_type == "gemma3_text":
         config |= _gemma3(fields, config)
+    if arch.model_type == "gemma2":
+        config |= _gemma2(config)
+    if arch.model_type == "olmo2" and fields.value("attention.sliding_window"):
+        config |= {"model_type": "olmo3"} | _windows(fields, config["num_hidden_layers"], period=OLMO_WINDOW_PERIOD)
+    if arch.model_type == "stablelm":
+        config["use_qkv_bias"] = "model.layers.0.self_attn.q_proj.bias" in tensors
     if fields.value("expert_count") is not None:
         config |= {
             "num_experts": fields.integer("expert_count", high=2**16),
@@ -113,7 +124,7 @@ def _rope(fields: _Fields, head_dim: int) -> dict[str, Any]:
         out["partial_rotary_factor"] = rotary / head_dim
     kind = fields.value("rope.scaling.type")
     if kind not in (None, "none"):
-        if kind not in ("linear", "yarn"):
+        if kind not in ("linear", "yarn", "longrope"):
             raise CheckpointError(
                 f"{fields.file.path.name} needs the rope scaling {str(kind)[:40]!r}, unknown to Quire."
             )
@@ -122,19 +133,31 @@ def _rope(fields: _Fields, head_dim: int) -> dict[str, Any]:
             original = fields.integer("rope.scaling.original_context_length")
             out["rope_scaling"]["original_max_position_embeddings"] = original
     if ROPE_FACTORS in fields.file.tensors:
-        out["rope_scaling"] = {"rope_type": "factors", "factors": _rope_factors(fields.file, rotary)}
+        factors = _rope_factors(fields.file, ROPE_FACTORS, rotary)
+        out["rope_scaling"] = {"rope_type": "factors", "factors": factors}
+    if any(name in fields.file.tensors for name in LONGROPE_FACTORS.values()):
+        out["rope_scaling"] = {
+            "rope_type": "longrope",
+            "original_max_position_embeddings": fields.integer("rope.scaling.original_context_length"),
+            "attention_factor": fields.number("rope.scaling.attn_factor", default=1.0),
+        } | {key: _rope_factors(fields.file, name, rotary) for key, name in LONGROPE_FACTORS.items()}
     return out
 
 
-def _rope_factors(file: GGUFFile, rotary: int) -> list[float]:
-    """What each rotary frequency is divided by (Llama 3.1 and later)."""
-    info = file.tensors[ROPE_FACTORS]
-    if info.type != "F32" or info.shape != (rotary // 2,):
-        raise CheckpointError(f"{file.path.name} is corrupt: {ROPE_FACTORS} is not F32 of {rotary // 2} values.")
-    factors = file.raw(ROPE_FACTORS).view("<f4")
+def _rope_factors(file: GGUFFile, name: str, rotary: int) -> list[float]:
+    """What each rotary frequency is divided by (Llama 3.1 and later, Phi-3)."""
+    info = file.tensors.get(name)
+    if info is None or info.type != "F32" or info.shape != (rotary // 2,):
+        raise CheckpointError(f"{file.path.name} is corrupt: {name} is not F32 of {rotary // 2} values.")
+    factors = file.raw(name).view("<f4")
     if not bool(np.all(np.isfinite(factors) & (factors > 0))):
-        raise CheckpointError(f"{file.path.name} is corrupt: {ROPE_FACTORS} holds values that are not positive.")
+        raise CheckpointError(f"{file.path.name} is corrupt: {name} holds values that are not positive.")
     return [float(f) for f in factors]
+
+
+def _gemma2(config: Mapping[str, Any]) -> dict[str, Any]:
+    width = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": width if config["num_hidden_layers"] == GEMMA2_27B_LAYERS else config["head_dim"]}
 
 
 def _gemma3(fields: _Fields, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,17 +170,24 @@ def _gemma3(fields: _Fields, config: Mapping[str, Any]) -> dict[str, Any]:
     if layers == GEMMA_27B_LAYERS:
         out["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"]
     if fields.value("attention.sliding_window"):
-        out["sliding_window"] = fields.integer("attention.sliding_window")
-        sliding = _sliding_layers(fields, layers)
-        out["layer_types"] = ["sliding_attention" if s else "full_attention" for s in sliding]
+        out |= _windows(fields, layers, period=GEMMA_WINDOW_PERIOD)
     return out
 
 
-def _sliding_layers(fields: _Fields, layers: int) -> list[bool]:
+def _windows(fields: _Fields, layers: int, period: int) -> dict[str, Any]:
+    """The window, and which layers slide: but for every ``period``-th one, where the file doesn't say."""
+    sliding = _sliding_layers(fields, layers, period)
+    return {
+        "sliding_window": fields.integer("attention.sliding_window"),
+        "layer_types": ["sliding_attention" if s else "full_attention" for s in sliding],
+    }
+
+
+def _sliding_layers(fields: _Fields, layers: int, period: int) -> list[bool]:
     pattern = fields.value("attention.sliding_window_pattern")
     if isinstance(pattern, np.ndarray) and pattern.dtype == np.bool_ and len(pattern) >= layers:
         return [bool(p) for p in pattern[:layers]]
-    period = fields.integer("attention.sliding_window_pattern", default=GEMMA_WINDOW_PERIOD, high=layers + 10_000)
+    period = fields.integer("attention.sliding_window_pattern", default=period, high=layers + 10_000)
     return [bool((layer + 1) % period) for layer in range(layers)]
 
 

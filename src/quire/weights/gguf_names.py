@@ -17,6 +17,8 @@ class ArchMap:
     permuted: frozenset[str] = frozenset()  # layer parts whose rows llama.cpp reordered for its rotary embedding
     norms_plus_one: bool = False  # norm weights are stored with the model's 1 added
     defaults: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
+    fields: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))  # metadata -> config, where given
+    layer_norm: str = ""  # the config's name of layer norms' epsilon; other models have RMS norms
 
 
 GLOBAL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
@@ -42,17 +44,66 @@ _EXPERTS = {  # all experts in one tensor of three dimensions
     "ffn_down_exps": "mlp.experts.down_proj",
 }
 _QK_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_POST_NORMS = {"post_attention_norm": "post_attention_layernorm", "post_ffw_norm": "post_feedforward_layernorm"}
+_GELU = {"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"}
+_PERMUTED = frozenset({"attn_q", "attn_k"})
+_WINDOW = {"attention.sliding_window": "sliding_window"}
 
 ARCHITECTURES: dict[str, ArchMap] = {
-    "llama": ArchMap("llama", _ATTENTION | _MLP | _PRE_NORMS, permuted=frozenset({"attn_q", "attn_k"})),
+    "llama": ArchMap("llama", _ATTENTION | _MLP | _PRE_NORMS, _PERMUTED),
+    "internlm2": ArchMap("llama", _ATTENTION | _MLP | _PRE_NORMS, _PERMUTED),  # converted with q, k and v apart
+    "smollm3": ArchMap("smollm3", _ATTENTION | _MLP | _PRE_NORMS, _PERMUTED),
+    "granite": ArchMap(
+        "granite",
+        _ATTENTION | _MLP | _PRE_NORMS,
+        _PERMUTED,
+        fields={
+            "attention.scale": "attention_multiplier",
+            "embedding_scale": "embedding_multiplier",
+            "residual_scale": "residual_multiplier",
+            "logit_scale": "logits_scaling",
+        },
+    ),
+    "phi3": ArchMap(
+        "phi3",
+        {
+            "attn_qkv": "self_attn.qkv_proj",
+            "attn_output": "self_attn.o_proj",
+            "ffn_up": "mlp.gate_up_proj",
+            "ffn_down": "mlp.down_proj",
+            **_PRE_NORMS,
+        },
+        fields=_WINDOW,
+    ),
+    "olmo2": ArchMap("olmo2", _ATTENTION | _MLP | _POST_NORMS | _QK_NORMS),
+    "starcoder2": ArchMap(
+        "starcoder2",
+        _ATTENTION | _PRE_NORMS | {"ffn_up": "mlp.c_fc", "ffn_down": "mlp.c_proj"},
+        layer_norm="norm_epsilon",
+    ),
+    "stablelm": ArchMap(
+        "stablelm",
+        _ATTENTION | _MLP | _PRE_NORMS,
+        fields={"use_parallel_residual": "use_parallel_residual"},
+        layer_norm="layer_norm_eps",
+    ),
     "qwen2": ArchMap("qwen2", _ATTENTION | _MLP | _PRE_NORMS, defaults={"attention_bias": True}),
+    "qwen3": ArchMap("qwen3", _ATTENTION | _MLP | _PRE_NORMS | _QK_NORMS),
     "qwen3moe": ArchMap("qwen3_moe", _ATTENTION | _EXPERTS | _PRE_NORMS | _QK_NORMS, defaults={"norm_topk_prob": True}),
     "olmoe": ArchMap("olmoe", _ATTENTION | _EXPERTS | _PRE_NORMS | _QK_NORMS),
+    "gemma": ArchMap("gemma", _ATTENTION | _MLP | _PRE_NORMS, norms_plus_one=True, defaults=_GELU),
+    "gemma2": ArchMap(
+        "gemma2",
+        _ATTENTION | _MLP | _SANDWICH_NORMS,
+        norms_plus_one=True,
+        defaults=_GELU,
+        fields={"attn_logit_softcapping": "attn_logit_softcapping", **_WINDOW},
+    ),
     "gemma3": ArchMap(
         "gemma3_text",
         _ATTENTION | _MLP | _SANDWICH_NORMS | _QK_NORMS,
         norms_plus_one=True,
-        defaults={"hidden_activation": "gelu_pytorch_tanh"},
+        defaults=_GELU,
     ),
 }
 
@@ -62,9 +113,10 @@ _MIXTRAL = {
     "ffn_up_exps": "block_sparse_moe.experts.w3",
     "ffn_down_exps": "block_sparse_moe.experts.w2",
 }
-MIXTRAL = ArchMap("mixtral", _ATTENTION | _MIXTRAL | _PRE_NORMS, permuted=frozenset({"attn_q", "attn_k"}))
+MIXTRAL = ArchMap("mixtral", _ATTENTION | _MIXTRAL | _PRE_NORMS, _PERMUTED)
 
 ROPE_FACTORS = "rope_freqs.weight"
+LONGROPE_FACTORS = {"short_factor": "rope_factors_short.weight", "long_factor": "rope_factors_long.weight"}
 _LAYER = re.compile(r"blk\.(\d{1,5})\.(\w+)\.(weight|bias)")
 _GLOBAL = re.compile(r"(\w+)\.(weight|bias)")
 

@@ -20,7 +20,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     attention = replace(
         llama.attention(c, qkv_bias=bool(config.get("attention_bias", False))),
         scale=c.number("query_pre_attn_scalar", 256) ** -0.5,
-        softcap=c.config["attn_logit_softcapping"],
+        softcap=c.cap("attn_logit_softcapping"),
     )
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("gelu_pytorch_tanh", key="hidden_activation"))
     layers = tuple(

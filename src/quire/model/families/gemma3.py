@@ -33,7 +33,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
             scale=c.number("query_pre_attn_scalar", head_dim) ** -0.5,
             rope=sliding_rope if sliding else full_rope,
             window=c.count("sliding_window") if sliding else None,
-            softcap=c.config.get("attn_logit_softcapping"),
+            softcap=c.cap("attn_logit_softcapping"),
             qk_norm=norm,
         )
         return LayerSpec(attention, mlp, norm, placement="sandwich")
