@@ -83,7 +83,7 @@ def test_serve_line(line: str, expected: dict[str, Any]) -> None:
         ("--port ninety", "--port takes a whole number"),
         ("--trust-remote-code", "never runs code"),
         ("-q w4", "must be one of"),
-        ("--dtype int3", "--dtype is not available.*float32"),
+        ("--dtype int3", "--dtype must be one of .*float32"),
         ("--tensor-parallel-size 2", r"one device \(accepted: 1\)"),
         ("-tp 2", "--tensor-parallel-size"),
         ("--speculative-config {}", "speculative decoding"),

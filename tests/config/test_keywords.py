@@ -27,7 +27,7 @@ def test_what_has_no_effect_is_said() -> None:
     [
         ({"max_modl_len": 1}, "Did you mean max_model_len"),
         ({"tensor_parallel_size": 2}, "one device"),
-        ({"dtype": "int3"}, "not available"),
+        ({"dtype": "int3"}, "must be one of"),
     ],
 )
 def test_what_is_refused(options: dict[str, object], words: str) -> None:

@@ -45,7 +45,7 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "max_num_seqs", "many", "a whole number"),
         (EngineConfig, "max_num_seqs", 1.5, "a whole number"),
         (EngineConfig, "max_num_seqs", True, "a whole number"),
-        (EngineConfig, "max_num_seqs", None, "a whole number"),
+        (EngineConfig, "max_num_queued_reqs", None, "a whole number"),
         (EngineConfig, "max_model_len", "0", "at least 1"),
         (EngineConfig, "max_model_len", "9" * 12 + "M", "at most"),
         (EngineConfig, "max_model_len", "long", "no length"),

@@ -68,7 +68,7 @@ class FakeRunner:
         self.vocab_size = VOCAB
         self.step_s, self.token_s = step_s, token_s
         self.memory: list[dict[tuple[int, int], tuple[int, int]]] = [{} for _ in groups]
-        self.slots: dict[int, Slot] = {}
+        self.held: dict[int, Slot] = {}
         self.steps: list[StepPlan] = []
         self.computed = 0
         self.phases = {"load": 0.1}
@@ -92,10 +92,10 @@ class FakeRunner:
             time.sleep(self.step_s + self.token_s * total)
         # As layers do: all writes, then all reads.
         for work in plan.work:
-            self._write(self.slots[work.slot], work)
-        results = [self._read(work.slot, self.slots[work.slot], work) for work in plan.work]
+            self._write(self.held[work.slot], work)
+        results = [self._read(work.slot, self.held[work.slot], work) for work in plan.work]
         for work, result in zip(plan.work, results, strict=True):
-            slot = self.slots[work.slot]
+            slot = self.held[work.slot]
             if result.error is None or self.ahead:
                 slot.computed += work.count
                 if work.sample:
@@ -105,12 +105,12 @@ class FakeRunner:
 
     def _apply(self, plan: StepPlan) -> None:
         for index in plan.release:
-            self.slots.pop(index, None)
+            self.held.pop(index, None)
         for admit in plan.admit:
             tables: list[dict[int, int]] = [{} for _ in self.groups]
-            self.slots[admit.slot] = Slot(admit, list(admit.token_ids), admit.computed, tables)
+            self.held[admit.slot] = Slot(admit, list(admit.token_ids), admit.computed, tables)
         for grant in plan.pages:
-            table = self.slots[grant.slot].tables[grant.group]
+            table = self.held[grant.slot].tables[grant.group]
             for i, page in enumerate(grant.pages):
                 assert 0 <= page < self.groups[grant.group].num_pages
                 table[grant.start + i] = page
