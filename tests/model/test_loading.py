@@ -124,3 +124,15 @@ def test_unknown_architecture_names_the_nearest(llama: Path) -> None:
 def test_variant_that_no_family_has_runs_through_transformers(tmp_path: Path) -> None:
     random_model({**CASES["olmo"], "clip_qkv": 8.0}, tmp_path)
     assert isinstance(opened(tmp_path).loader, FallbackLoader)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "falcon-40b", "phi3", "glm4"])
+def test_quantised_at_load(name: str, tmp_path: Path) -> None:
+    """Fused and transposed modules are taken apart as their quantised rows."""
+    model = random_model(CASES[name], tmp_path)
+    blueprint = make_blueprint(EngineConfig(model=str(tmp_path), quantization="int8"))
+    wanted = expected(model, TOKENS)
+    harness = Harness(tmp_path, [TOKENS], quantization="int8")
+    error = (harness.step({0: 70})[0] - wanted).norm() / wanted.norm()
+    assert 1e-4 < error < 0.03
+    assert harness.decoder.nbytes <= 1.25 * blueprint.loader.check()

@@ -177,6 +177,9 @@ class _Modules:
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         return Dense(self._model.get_submodule(module).weight.detach())
 
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        return Dense(weight)
+
 
 def _reader(model: Any, method: str | None) -> Reader:
     """Quantises at load, by ``method``, all but the head."""

@@ -70,9 +70,8 @@ def _linear(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 def _dynamic(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """The base grows with the length, so that the slowest frequency is stretched as linear scaling would."""
     factor, original, rotary_dim = float(scaling["factor"]), float(scaling[_ORIGINAL]), 2 * len(frequencies)
-    growth = (factor * max(float(scaling["length"]), original) / original - (factor - 1)) ** (
-        rotary_dim / (rotary_dim - 2)
-    )
+    stretch = factor * max(float(scaling["length"]), original) / original - (factor - 1)
+    growth = math.pow(stretch, rotary_dim / (rotary_dim - 2))
     return frequencies / growth ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
 
 

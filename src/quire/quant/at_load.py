@@ -43,9 +43,10 @@ class LoadReader:
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         layout = self._reader.read(module, outputs, inputs, stack)
-        if self._kept(module) or not isinstance(layout, Dense):
-            return layout
-        return quantize(layout.weight, self._method)
+        return self.made(module, layout.weight) if isinstance(layout, Dense) else layout
+
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        return Dense(weight) if self._kept(module) else quantize(weight, self._method)
 
     def _kept(self, module: str) -> bool:
         return module.endswith(self._keep) if self._keep else False

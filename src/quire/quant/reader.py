@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from quire.ops.layouts import Layout
+import torch
+
+from quire.ops.layouts import Dense, Layout
 from quire.quant.gguf import unpack
 from quire.quant.scheme import Part, Scheme, to_torch
 from quire.weights.checkpoint import Checkpoint
@@ -28,6 +30,10 @@ class Reader(Protocol):
         """``[stack * outputs, inputs]``. Raises ``CheckpointError`` for what ``nbytes`` refuses, and corrupt values."""
         ...
 
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        """The layout of plain weights ``[N, K]`` that come from elsewhere."""
+        ...
+
 
 class PlainReader:
     """Matrices in a ``.weight`` each: floats, or GGUF blocks."""
@@ -48,6 +54,9 @@ class PlainReader:
         layout = unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
         self._checkpoint.release(name)
         return layout
+
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        return Dense(weight)
 
     def _name(self, module: str) -> str:
         # Experts in one tensor have no module of their own in Transformers: the parameter is named as the map says.
@@ -89,6 +98,9 @@ class SchemeReader:
             return scheme.layout(tensors, stack * outputs, inputs)
         except CheckpointError as error:
             raise CheckpointError(f"{module}: {error}") from None
+
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        return self._plain.made(module, weight)
 
     def _parts(self, scheme: Scheme, module: str, outputs: int, inputs: int) -> Iterator[tuple[str, Part]]:
         names = self._checkpoint.names()
