@@ -67,7 +67,8 @@ def child(path: Path, workloads: list[str], args: argparse.Namespace, fresh_cach
     """Figures of one process."""
     environment = dict(os.environ)
     if fresh_cache:
-        environment["TRITON_CACHE_DIR"] = str(path / "cache")
+        environment["TRITON_CACHE_DIR"] = str(path / "triton")
+        environment["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] = str(path / "flash")
     command = [sys.executable, __file__, "--child", str(path), "--repeat", str(args.repeat), "--quire", args.quire]
     command += ["--workloads", *workloads] if workloads else ["--workloads"]
     start = time.perf_counter()

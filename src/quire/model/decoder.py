@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from copy import copy
+from dataclasses import dataclass, fields, is_dataclass, replace
+from typing import Any, Protocol
 
 import torch
 
@@ -90,8 +91,27 @@ class Decoder:
             x, residual = layer(ops, x, residual, self._cos_sin[i], pages[i], step.attention[self._group[i]])
         return self._parts.final_norm(ops, x, residual)[0]
 
+    def thin(self) -> tuple[Decoder, list[int]]:
+        """A decoder that has one layer of each kind, and which layers those are: its steps run all kernels."""
+        layers = self._parts.layers
+        chosen = sorted({_kind(layers[i]): i for i in reversed(range(len(layers)))}.values())
+        thin = copy(self)
+        thin._parts = replace(self._parts, layers=tuple(layers[i] for i in chosen))
+        thin._group = [self._group[i] for i in chosen]
+        thin._cos_sin = [self._cos_sin[i] for i in chosen]
+        return thin, chosen
+
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""
         logits = self._parts.head(self._ops, hidden)
         cap = self.spec.logit_softcap
         return logits if cap is None else self._ops.softcap(logits, cap)
+
+
+def _kind(part: Any) -> Any:
+    """Equal for parts of a layer that differ in nothing but their weights' values."""
+    if isinstance(part, torch.Tensor):
+        return part.dtype, part.shape
+    if is_dataclass(part):
+        return type(part), *(_kind(getattr(part, field.name)) for field in fields(part))
+    return tuple(map(_kind, part)) if isinstance(part, tuple) else part

@@ -86,7 +86,9 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
 
             runner = DeviceRunner(decoder, b.ops, *facts)
     if not isinstance(runner, ModelRunner):
-        with ledger.phase("compiling and capturing"):
+        with ledger.phase("compiling"):
+            runner.compile()
+        with ledger.phase("capturing"):
             runner.capture()
     runner.phases = ledger.phases
     runner.model_bytes = decoder.nbytes

@@ -43,9 +43,8 @@ class DeviceGraphs:
         self._pool: Any = None  # torch has no public name for the type
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
-        """Compile and capture, the largest first: smaller ones fit into its memory. Every row must be padding."""
+        """The largest first: smaller ones fit into its memory. Every row must be padding, every kernel loaded."""
         for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):
-            self._run(shape)  # compiles, and makes handles that a capture must not
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph, pool=self._pool):
                 output = self._run(shape)

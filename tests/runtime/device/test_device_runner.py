@@ -66,6 +66,7 @@ def device_engine(path: Path, pages: int | None = None, **options: int) -> Inlin
     decoder = b.loader.decoder(1, b.memory.max_model_len)
     runner = DeviceRunner(decoder, ops, b.memory, b.device.slots(config), b.device.step_tokens(config), torch.float32)
     if DEVICE == "cuda":
+        runner.compile()
         runner.capture()
     if pages is not None:
         runner.groups = [KVGroup(group.window, pages) for group in runner.groups]

@@ -13,6 +13,7 @@ import triton.language as tl
 
 from quire.ops.backend import SHARED_ROWS, AttentionStep
 from quire.ops.triton.attend import attend, finish, ready
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.pages import TritonPages
 from quire.ops.triton.shared import share_size, shared_attention, shared_block, shared_splits
 
@@ -21,7 +22,7 @@ _MAX_SPLITS = 64
 _MIN_CHUNK = 64
 
 
-@triton.jit(do_not_specialize=["scale", "softcap", "window"])
+@triton.jit(do_not_specialize=["scale", "softcap", "window", "most_splits", "most_shares"])
 def _decode(
     q_ptr,
     k_ptr,
@@ -33,21 +34,22 @@ def _decode(
     sink_ptr,
     slope_ptr,
     out_ptr,
-    partial_ptr,  # [S, H, PLACES, D] float32: SPLITS shares of a sequence's own, then those of what it shares
-    stats_ptr,  # [S, H, PLACES, 2] float32: highest, total
+    partial_ptr,  # [S, H, places, D] float32: shares of a sequence's own, then of what it shares
+    stats_ptr,  # [S, H, places, 2] float32: highest, total
     shared_ptr,  # [S / SHARED_ROWS] int32
     counter_ptr,  # [S * G] int32, zero before and after
     scale,
     softcap,
     window,
+    most_splits,
+    most_shares,
     q_stride,
     table_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
-    SPLITS: tl.constexpr,
-    PLACES: tl.constexpr,
+    SHARED: tl.constexpr,
     SHARED_ROWS: tl.constexpr,
     SHARED_BLOCK: tl.constexpr,
     MIN_CHUNK: tl.constexpr,
@@ -61,7 +63,9 @@ def _decode(
     SINKS: tl.constexpr,
     ALIBI: tl.constexpr,
     FP8: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     kv_head = tl.program_id(0)
     seq = tl.program_id(1).to(tl.int64)
     split = tl.program_id(2)
@@ -70,13 +74,13 @@ def _decode(
         return
     first = 0
     shares = 0
-    if PLACES > SPLITS:
+    if SHARED:
         first = tl.load(shared_ptr + seq // SHARED_ROWS)
         first = tl.where(first < context, first, 0)
-        shares = tl.cdiv(first, tl.maximum(share_size(first, PLACES - SPLITS, SHARED_BLOCK), 1))
+        shares = tl.cdiv(first, tl.maximum(share_size(first, most_shares, SHARED_BLOCK), 1))
     elif WINDOW:
         first = tl.maximum(context - window, 0) // BLOCK_N * BLOCK_N
-    splits = tl.minimum(tl.maximum(tl.cdiv(context - first, MIN_CHUNK), 1), SPLITS)
+    splits = tl.minimum(tl.maximum(tl.cdiv(context - first, MIN_CHUNK), 1), most_splits)
     chunk = tl.cdiv(tl.cdiv(context - first, splits), BLOCK_N) * BLOCK_N
     splits = tl.maximum(tl.cdiv(context - first, tl.maximum(chunk, 1)), 1)
     if split >= splits:
@@ -124,28 +128,28 @@ def _decode(
         ALIBI,
         FP8,
     )
-    if SPLITS > 1:  # noqa: SIM102
-        if splits > 1:
-            place = (seq * HEADS + head) * PLACES + split
-            tl.store(
-                partial_ptr + place[:, None] * D + at[None, :],
-                acc,
-                mask=(row < group)[:, None] & (at < D)[None, :],
-            )
-            tl.store(stats_ptr + place * 2, highest, mask=row < group)
-            tl.store(stats_ptr + place * 2 + 1, total, mask=row < group)
-            tl.debug_barrier()  # all of the program's stores come before its sign
-            counter = counter_ptr + seq * KV_HEADS + kv_head
-            if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
-                tl.store(counter, 0)
-                _merge(
-                    partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits, shares,
-                    HEADS, group, D, SPLITS, PLACES, PARTS, BLOCK_G, BLOCK_D, SINKS,
-                )  # fmt: skip
-            return
-    if PLACES > SPLITS:
+    places = most_splits + most_shares
+    if splits > 1:
+        place = (seq * HEADS + head) * places + split
+        tl.store(
+            partial_ptr + place[:, None] * D + at[None, :],
+            acc,
+            mask=(row < group)[:, None] & (at < D)[None, :],
+        )
+        tl.store(stats_ptr + place * 2, highest, mask=row < group)
+        tl.store(stats_ptr + place * 2 + 1, total, mask=row < group)
+        tl.debug_barrier()  # all of the program's stores come before its sign
+        counter = counter_ptr + seq * KV_HEADS + kv_head
+        if tl.atomic_add(counter, 1, sem="acq_rel") == splits - 1:
+            tl.store(counter, 0)
+            _merge(
+                partial_ptr, stats_ptr, sink_ptr, out_ptr, seq, kv_head, splits, shares, most_splits, places,
+                HEADS, group, D, SHARED, PARTS, BLOCK_G, BLOCK_D, SINKS,
+            )  # fmt: skip
+        return
+    if SHARED:
         acc, total, highest = _join(
-            acc, total, highest, partial_ptr, stats_ptr, (seq * HEADS + head) * PLACES + SPLITS, shares,
+            acc, total, highest, partial_ptr, stats_ptr, (seq * HEADS + head) * places + most_splits, shares,
             row < group, D, 1, BLOCK_D,
         )  # fmt: skip
     result = finish(acc, total, highest, sink_ptr, head, row < group, SINKS)
@@ -166,11 +170,12 @@ def _merge(
     kv_head,
     splits,
     shares,
+    most_splits,
+    places,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     D: tl.constexpr,
-    SPLITS: tl.constexpr,
-    PLACES: tl.constexpr,
+    SHARED: tl.constexpr,
     PARTS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -183,13 +188,13 @@ def _merge(
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
     highest = tl.full([BLOCK_G], float("-inf"), tl.float32)
-    place = (seq * HEADS + head) * PLACES
+    place = (seq * HEADS + head) * places
     acc, total, highest = _join(
         acc, total, highest, partial_ptr, stats_ptr, place, splits, row < GROUP, D, PARTS, BLOCK_D
     )
-    if PLACES > SPLITS:
+    if SHARED:
         acc, total, highest = _join(
-            acc, total, highest, partial_ptr, stats_ptr, place + SPLITS, shares, row < GROUP, D, PARTS, BLOCK_D
+            acc, total, highest, partial_ptr, stats_ptr, place + most_splits, shares, row < GROUP, D, PARTS, BLOCK_D
         )
     result = finish(acc, total, highest, sink_ptr, head, row < GROUP, SINKS)
     tl.store(out_ptr + (seq * HEADS + head[:, None]) * D + at[None, :], result.to(out_ptr.dtype.element_ty), mask=mask)
@@ -240,7 +245,7 @@ def _tiles(row_bytes: int) -> tuple[int, int, int]:
 
 
 def split_count(sequences: int, kv_heads: int, processors: int) -> int:
-    """Splits of a context, by batch size: about four programs a multiprocessor, in powers of 2 (few variants)."""
+    """Splits of a context, by batch size: about four programs a multiprocessor, in powers of 2."""
     wanted = max(1, 4 * processors // max(1, sequences * kv_heads))
     return min(_MAX_SPLITS, 1 << (wanted - 1).bit_length())
 
@@ -282,7 +287,9 @@ def decode_attention(
         shared_attention(
             q, pages, step, heads, kv_heads, head_dim, scale, softcap, alibi_slopes, partial, stats, first=splits
         )
-    _decode[(kv_heads, sequences, splits)](
+    launch(
+        _decode,
+        (kv_heads, sequences, splits),
         q,
         pages.k,
         pages.v,
@@ -300,18 +307,19 @@ def decode_attention(
         scale,
         softcap or 0.0,
         window or 0,
+        splits,
+        places - splits,
         q.stride(0),
         step.block_table.stride(0),
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=head_dim,
         PAGE=pages.page_size,
-        SPLITS=splits,
-        PLACES=places,
+        SHARED=places > splits,
         SHARED_ROWS=SHARED_ROWS,
         SHARED_BLOCK=shared_block(block_d),
         MIN_CHUNK=_MIN_CHUNK,
-        PARTS=max(1, min(splits, 4096 // (group * block_d))),
+        PARTS=min(_MAX_SPLITS, max(1, 4096 // (group * block_d))),
         BLOCK_M=max(16, group),
         BLOCK_G=group,
         BLOCK_N=block_n,

@@ -13,10 +13,11 @@ import triton.language as tl
 
 from quire.ops.backend import SHARED_ROWS, AttentionStep
 from quire.ops.triton.attend import attend, ready
+from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.pages import TritonPages
 
 
-@triton.jit(do_not_specialize=["sequences", "scale", "softcap"])
+@triton.jit(do_not_specialize=["sequences", "scale", "softcap", "first", "places"])
 def _shared(
     q_ptr,
     k_ptr,
@@ -27,19 +28,19 @@ def _shared(
     context_len_ptr,
     shared_ptr,
     slope_ptr,
-    partial_ptr,  # [S, H, PLACES, D] float32
-    stats_ptr,  # [S, H, PLACES, 2] float32
+    partial_ptr,  # [S, H, places, D] float32
+    stats_ptr,  # [S, H, places, 2] float32
     sequences,
     scale,
     softcap,
+    first,  # the place of the first share
+    places,
     q_stride,
     table_stride,
     HEADS: tl.constexpr,
     KV_HEADS: tl.constexpr,
     D: tl.constexpr,
     PAGE: tl.constexpr,
-    FIRST: tl.constexpr,  # the place of the first share
-    PLACES: tl.constexpr,
     ROWS: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -47,12 +48,14 @@ def _shared(
     SOFTCAP: tl.constexpr,
     ALIBI: tl.constexpr,
     FP8: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     kv_head = tl.program_id(0)
     block = tl.program_id(1)
     split = tl.program_id(2)
     shared = tl.load(shared_ptr + block)
-    chunk = share_size(shared, PLACES - FIRST, BLOCK_N)
+    chunk = share_size(shared, places - first, BLOCK_N)
     begin = split * chunk
     if begin >= shared:
         return
@@ -99,16 +102,16 @@ def _shared(
         ALIBI,
         FP8,
     )
-    place = (seq * HEADS + head) * PLACES + FIRST + split
+    place = (seq * HEADS + head) * places + first + split
     tl.store(partial_ptr + place[:, None] * D + at[None, :], acc, mask=mask)
     tl.store(stats_ptr + place * 2, highest, mask=real)
     tl.store(stats_ptr + place * 2 + 1, total, mask=real)
 
 
 @triton.jit
-def share_size(tokens, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Tokens of each share when ``tokens`` are split into at most ``SPLITS``."""
-    return tl.cdiv(tl.cdiv(tokens, SPLITS), BLOCK_N) * BLOCK_N
+def share_size(tokens, splits, BLOCK_N: tl.constexpr):
+    """Tokens of each share when ``tokens`` are split into at most ``splits``."""
+    return tl.cdiv(tl.cdiv(tokens, splits), BLOCK_N) * BLOCK_N
 
 
 def shared_block(block_d: int) -> int:
@@ -140,7 +143,9 @@ def shared_attention(
     sequences, places = q.shape[0], partial.shape[2]
     block_g = triton.next_power_of_2(heads // kv_heads)
     block_d = max(16, triton.next_power_of_2(head_dim))
-    _shared[(kv_heads, triton.cdiv(sequences, SHARED_ROWS), places - first)](
+    launch(
+        _shared,
+        (kv_heads, triton.cdiv(sequences, SHARED_ROWS), places - first),
         q,
         pages.k,
         pages.v,
@@ -155,14 +160,14 @@ def shared_attention(
         sequences,
         scale,
         softcap or 0.0,
+        first,
+        places,
         q.stride(0),
         step.block_table.stride(0),
         HEADS=heads,
         KV_HEADS=kv_heads,
         D=head_dim,
         PAGE=pages.page_size,
-        FIRST=first,
-        PLACES=places,
         ROWS=SHARED_ROWS,
         BLOCK_G=block_g,
         BLOCK_N=shared_block(block_d),

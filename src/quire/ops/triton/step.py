@@ -14,6 +14,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.backend import AttentionStep, SampleStep
+from quire.ops.triton.launch import inputs_ready, launch
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,7 @@ class StepTensors:
     sample: SampleStep  # [S]
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "count"])
 def _tokens(
     row_slot_ptr,
     query_start_ptr,
@@ -57,8 +58,10 @@ def _tokens(
     FIRST: tl.constexpr,
     DECODE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Token, position and page slot of each token of the step; ``FIRST`` group writes what all groups share."""
+    inputs_ready(PDL)
     t = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = t < count
     if DECODE:
@@ -114,8 +117,10 @@ def _rows(
     DECODE: tl.constexpr,
     SINGLES: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
     """Length, block table and sampling parameters of a row; a padding row has length 0 and is greedy."""
+    inputs_ready(PDL)
     row = tl.program_id(0)
     slot = tl.load(row_slot_ptr + row).to(tl.int64)
     real = slot >= 0
@@ -152,7 +157,9 @@ def _commit(
     tokens_stride,
     DECODE: tl.constexpr,
     BLOCK: tl.constexpr,
+    PDL: tl.constexpr,
 ):
+    inputs_ready(PDL)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     slot = tl.load(row_slot_ptr + row, mask=row < rows, other=-1).to(tl.int64)
     real = slot >= 0
@@ -183,7 +190,9 @@ def prepare(rows: torch.Tensor, state: SlotTensors, out: StepTensors, query_star
     block = 128
     for group, step in enumerate(out.attention):
         table = state.tables[group]
-        _tokens[(triton.cdiv(tokens, block),)](
+        launch(
+            _tokens,
+            (triton.cdiv(tokens, block),),
             rows,
             start,
             state.tokens,
@@ -201,7 +210,9 @@ def prepare(rows: torch.Tensor, state: SlotTensors, out: StepTensors, query_star
             DECODE=decode,
             BLOCK=block,
         )
-        _rows[(count,)](
+        launch(
+            _rows,
+            (count,),
             rows,
             start,
             state.computed,
@@ -246,7 +257,9 @@ def commit(
     """
     decode = counts is None
     block = 128
-    _commit[(triton.cdiv(len(rows), block),)](
+    launch(
+        _commit,
+        (triton.cdiv(len(rows), block),),
         rows,
         rows if counts is None else counts,
         rows if token_row is None else token_row,
