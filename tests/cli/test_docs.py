@@ -11,6 +11,7 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 def test_table_of_families_is_what_the_families_and_their_tests_say() -> None:
     page = runpy.run_path(str(DOCS / "generate_models.py"))["page"]
     assert (DOCS / "models.md").read_text() == page(), "run: python docs/generate_models.py"
+    assert "|  |\n" not in page(), "a family has no tested variant"
 
 
 def test_cli_page_is_what_the_declarations_say() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from quire.config.engine import EngineConfig
+from quire.model.families import describe
 from quire.model.loader import Loader
 from quire.runtime.build import make_blueprint
 from tests.model import layer_norm_cases, rms_cases
@@ -28,3 +29,8 @@ def test_agrees_with_transformers(case: tuple[Any, Path], way: Any) -> None:
     model, path = case
     assert isinstance(make_blueprint(EngineConfig(model=str(path))).loader, Loader)
     way(model, lambda sequences: Harness(path, sequences))
+
+
+def test_llama_has_no_window_whatever_its_config_says() -> None:
+    spec, _ = describe({**CASES["llama"], "sliding_window": 24})
+    assert {layer.attention.window for layer in spec.layers} == {None}

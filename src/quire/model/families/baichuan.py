@@ -26,5 +26,5 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     attention = llama.attention(c, qkv_bias=False)
     if not rotary:
         attention = replace(attention, rope=None, alibi=alibi_slopes(attention.heads))
-    plain = llama.decoder(c, attention, c.windows())
+    plain = llama.decoder(c, attention)
     return replace(plain, unit_head=plain.vocab_size == _BAICHUAN2_VOCABULARY)

@@ -20,4 +20,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     out_bias = c.flag("attention_bias") and config["model_type"] == "ernie4_5"
     attention = llama.attention(c, qkv_bias=c.flag("attention_bias"), out_bias=out_bias)
     attention = replace(attention, rope=c.rope(attention.head_dim, interleaved=True))
-    return llama.decoder(c, attention, c.windows(), tied=config["model_type"] == "ernie4_5")
+    return llama.decoder(c, attention, tied=config["model_type"] == "ernie4_5")

@@ -32,4 +32,4 @@ _NAMES = {
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(renamed(config, **_NAMES))
-    return llama.decoder(c, llama.attention(c, qkv_bias=False), c.windows())
+    return llama.decoder(c, llama.attention(c, qkv_bias=False))

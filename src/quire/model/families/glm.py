@@ -23,7 +23,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     attention = llama.attention(c, qkv_bias=bool(config.get("attention_bias", True)), out_bias=False)
     attention = replace(attention, rope=c.rope(attention.head_dim, partial=0.5, interleaved=True))
-    plain = llama.decoder(c, attention, c.windows())
+    plain = llama.decoder(c, attention)
     if config["model_type"] == "glm":
         return plain
     return replace(plain, layers=tuple(replace(layer, placement="sandwich") for layer in plain.layers))

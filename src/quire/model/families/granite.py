@@ -23,7 +23,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     attention = llama.attention(c, qkv_bias=bool(config.get("attention_bias", False)))
     attention = replace(attention, scale=c.number("attention_multiplier", 1.0))
-    return multiplied(c, llama.decoder(c, attention, c.windows()))
+    return multiplied(c, llama.decoder(c, attention))
 
 
 def multiplied(c: ConfigReader, plain: DecoderSpec) -> DecoderSpec:

@@ -18,4 +18,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     bias = bool(config.get("bias", config.get("mlp_bias", False)))
     qkv_bias = bool(config.get("qkv_bias", config.get("attention_bias", False)))
     c = ConfigReader({**config, "mlp_bias": bias})
-    return llama.decoder(c, llama.attention(c, qkv_bias, out_bias=bias), c.windows())
+    return llama.decoder(c, llama.attention(c, qkv_bias, out_bias=bias))

@@ -16,15 +16,22 @@ WEIGHTS = WeightMap()
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    return decoder(c, attention(c, qkv_bias=bool(config.get("attention_bias", False))), c.windows())
+    windows = None if config.get("model_type") == "llama" else c.windows()
+    return decoder(c, attention(c, qkv_bias=bool(config.get("attention_bias", False))), windows)
 
 
 def decoder(
-    c: ConfigReader, attention: AttentionSpec, windows: Sequence[int | None], tied: bool = False
+    c: ConfigReader, attention: AttentionSpec, windows: Sequence[int | None] | None = None, tied: bool = False
 ) -> DecoderSpec:
-    """The plain pre-norm gated decoder, for families that differ from Llama in their attention."""
+    """The plain pre-norm gated decoder, for families that differ from Llama in their attention.
+
+    ``windows``: of each layer; without them all attention is full.
+    """
     mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
-    layers = tuple(LayerSpec(replace(attention, window=window), mlp, norm(c)) for window in windows)
+    layers = tuple(
+        LayerSpec(replace(attention, window=window), mlp, norm(c))
+        for window in windows or [None] * c.count("num_hidden_layers")
+    )
     return c.decoder(str(c.config.get("model_type", "llama")), layers, norm(c), tied_head=tied)
 
 

@@ -24,4 +24,4 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
         "logits_scaling": hidden / c.count("dim_model_base", hidden),
     }
     c = ConfigReader({**config, **multipliers})
-    return granite.multiplied(c, llama.decoder(c, llama.attention(c, qkv_bias=False), c.windows(), tied=True))
+    return granite.multiplied(c, llama.decoder(c, llama.attention(c, qkv_bias=False), tied=True))

@@ -17,4 +17,4 @@ WEIGHTS = WeightMap()
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     attention = llama.attention(c, qkv_bias=c.flag("attention_bias", True), out_bias=c.flag("attention_out_bias"))
-    return llama.decoder(c, attention, c.windows())
+    return llama.decoder(c, attention)
