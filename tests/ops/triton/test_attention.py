@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
+from quire.ops.backend import Singles
 from quire.ops.triton import TritonOps
 from quire.ops.triton.decode import split_count
 from tests.ops.triton.harness import REFERENCE, TOLERANCE, close, draw, given, make_pages, make_step, moved
@@ -90,14 +93,30 @@ def test_pages_narrower_than_queries(float_ops: TritonOps, dtype: torch.dtype) -
     )
 
 
-def test_padding_rows_give_zeros(ops: TritonOps) -> None:
+def test_padding_rows_change_nothing(ops: TritonOps) -> None:
     step, total = make_step(DECODE, 128)
     _, pages = make_pages(ops, step, total, 2, 64, ops.dtype)
+    q = draw(ops, 4, 256).to(ops.device, ops.dtype)
+    want = ops.attention(q, pages, moved(step, ops.device), 4, 2, 64, 1.0, None, None)
     step.context_len[1] = 0
-    got = ops.attention(
-        draw(ops, 4, 256).to(ops.device, ops.dtype), pages, moved(step, ops.device), 4, 2, 64, 1.0, None, None
-    )
-    assert not got[1].any()
+    got = ops.attention(q, pages, moved(step, ops.device), 4, 2, 64, 1.0, None, None)
+    others = [0, 2, 3]
+    assert torch.equal(got[others], want[others])
+
+
+@pytest.mark.parametrize("page_size", [16, 128])
+def test_single_queries_beside_longer_ones(ops: TritonOps, page_size: int) -> None:
+    sequences = [(200, 1), (17, 1), (1, 1), (90, 30), (40, 40), (300, 5)]
+    step, total = make_step(sequences, page_size)
+    want_pages, pages = make_pages(ops, step, total, 2, 32, ops.dtype)
+    q = draw(ops, len(step.positions), 128)
+    want = REFERENCE.attention(q, want_pages, step, 4, 2, 32, 0.2, None, None)
+    alone = step.context_len.clone()
+    alone[3:] = 0
+    there = moved(step, ops.device)
+    singles = Singles(alone.to(ops.device), there.query_start.clamp(min=3))
+    got = ops.attention(given(ops, q), pages, replace(there, singles=singles), 4, 2, 32, 0.2, None, None)
+    close(got, want)
 
 
 def test_a_broken_sequence_stays_alone(ops: TritonOps) -> None:
