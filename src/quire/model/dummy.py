@@ -56,15 +56,17 @@ class _Random:
         return False
 
     def vector(self, name: str, *shape: int) -> torch.Tensor:
+        if self._ops is None:  # arithmetic on meta tensors makes torch import its compiler: seconds
+            return torch.zeros(shape)
         return torch.randn(shape, device=self._device) * _SCALE + 1
 
     def constant(self, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self._device)
+        return values if self._ops is None else values.to(self._device)
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         weight = torch.empty((stack * outputs, inputs), dtype=self.dtype, device=self._device)
         self.nbytes += weight.nbytes
-        return Dense(weight.normal_(std=_SCALE))
+        return Dense(weight if self._ops is None else weight.normal_(std=_SCALE))
 
     def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
         return self.matrix(name, outputs, inputs, stack)
