@@ -53,9 +53,9 @@ $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e ".[demo]"
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+$(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/python
 	$(PIP) install -c constraints.txt -e ".[dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 clean:
 	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis

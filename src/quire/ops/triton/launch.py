@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+_compiled: ContextVar[dict[int, Any] | None] = ContextVar("compiled", default=None)  # within ``compile_only``
 
 
 @triton.jit
@@ -41,21 +41,33 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
     options["PDL"] = dependent_launch()
     if options["PDL"]:
         options["launch_pdl"] = True
-    if _compiling.get():
-        kernel.warmup(*args, grid=grid, **options)
-    else:
+    compiled = _compiled.get()
+    if compiled is None:
         kernel[grid](*args, **options)
+        return
+    future = kernel.warmup(*args, grid=grid, **options)
+    if future is not None:  # in the interpreter there is nothing to compile
+        compiled[id(future)] = future
 
 
 @contextmanager
 def compile_only() -> Iterator[None]:
-    """Within it launches compile and do no more, all at the same time; at its end all are done.
+    """Within it launches compile and do no more, all at the same time; at its end all are done and loaded.
 
-    Triton holds the interpreter lock for a fifth of a compilation, so threads do.
+    Triton holds the interpreter's lock for a fifth of a compilation, so threads do. To load a kernel is to compile its
+    launcher, in C, too.
     """
-    before = _compiling.set(True)
+    compiled: dict[int, Any] = {}
+    before = _compiled.set(compiled)
     try:
-        with ThreadPoolExecutor(os.cpu_count()) as pool, triton.AsyncCompileMode(pool):
-            yield
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            with triton.AsyncCompileMode(pool):
+                yield
+            list(pool.map(_load, compiled.values()))
     finally:
-        _compiling.reset(before)
+        _compiled.reset(before)
+
+
+def _load(kernel: Any) -> None:
+    """``kernel``: compiled, or a future of it."""
+    _ = (kernel.result() if hasattr(kernel, "result") else kernel).run  # made when first asked for
