@@ -21,16 +21,39 @@ from pathlib import Path
 from typing import Any
 
 _QWEN3 = {
-    "architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3", "hidden_size": 1024, "num_hidden_layers": 28,
-    "num_attention_heads": 16, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 3072, "vocab_size": 151936,
-    "tie_word_embeddings": True, "attention_bias": False, "rope_theta": 1e6, "rms_norm_eps": 1e-6, "max_position_embeddings": 40960,
-    "eos_token_id": 151645, "use_sliding_window": False,
-}  # fmt: skip
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 1024,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 3072,
+    "vocab_size": 151936,
+    "tie_word_embeddings": True,
+    "attention_bias": False,
+    "rope_theta": 1e6,
+    "rms_norm_eps": 1e-6,
+    "max_position_embeddings": 40960,
+    "eos_token_id": 151645,
+    "use_sliding_window": False,
+}
 _LLAMA = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 4096, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128, "intermediate_size": 14336, "vocab_size": 128256,
-    "tie_word_embeddings": False, "rope_theta": 5e5, "rms_norm_eps": 1e-5, "max_position_embeddings": 131072, "eos_token_id": 128001,
-}  # fmt: skip
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "intermediate_size": 14336,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "rope_theta": 5e5,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "eos_token_id": 128001,
+}
 SHAPES: dict[str, dict[str, Any]] = {"qwen3-0.6b": _QWEN3, "llama-3.1-8b": _LLAMA}
 WORKLOADS = {"decode1": 3, "prefill": 3, "prefix": 1, "nano": 1, "sharegpt": 1}  # and how often each runs
 FIGURES = {
