@@ -1,10 +1,18 @@
-"""Real models for the tests, fetched through the product's own sources. A model that cannot be had fails the test."""
+"""Real models for the tests, fetched through the product's own sources. A model that cannot be had fails the test.
+
+Triton kernels run on the GPU where there is one, else in Triton's interpreter on the CPU.
+"""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, so before any test is imported
 
 from quire.weights.packaged import PACKAGED, PackagedModel, Part
 from quire.weights.sources import resolve

@@ -1,14 +1,9 @@
-"""The Triton kernels run on the GPU where there is one, else in Triton's interpreter on the CPU."""
+"""The backend under test: on the GPU where there is one."""
 
 from __future__ import annotations
 
-import os
-
 import pytest
 import torch
-
-if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read where a kernel is defined, so before the first import
 
 from quire.ops.triton import TritonOps
 
