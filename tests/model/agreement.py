@@ -59,6 +59,11 @@ def check_batch(model: Any, opened: Open) -> None:
     close(last, expected(model, others[0])[-1:])
     close(middle, expected(model, others[1])[20:50])
     close(first, expected(model, others[2]))
+    harness = opened(others)
+    for counts in ({0: 69, 1: 20}, {0: 1, 1: 30, 2: 40}):
+        ends = harness.last(counts)
+    for end, tokens, at in zip(ends, others, (70, 50, 40), strict=True):
+        close(end, expected(model, tokens)[at - 1 : at])
 
 
 def check_shared_prefix(model: Any, opened: Open) -> None:

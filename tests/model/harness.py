@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -56,6 +57,16 @@ class Harness:
             logits = None if replay is None else replay()
         self._state.advance(work)
         return None if logits is None else list(logits.split(1))
+
+    def last(self, counts: dict[int, int]) -> list[torch.Tensor]:
+        """As ``step``, of each slot's last token alone, the only ones whose states are asked for."""
+        work = [SlotWork(slot, count, False) for slot, count in counts.items()]
+        with torch.inference_mode():
+            step = self._state.step(work)
+            ends = step.attention[0].query_start[1:].long() - 1
+            logits = self.decoder.logits(self.decoder.forward(replace(step, wanted=ends), self._pages))
+        self._state.advance(work)
+        return list(logits.split(1))
 
     def step(self, counts: dict[int, int]) -> list[torch.Tensor]:
         """Logits ``[count, vocab]`` of each slot's next ``count`` tokens."""

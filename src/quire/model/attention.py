@@ -27,7 +27,7 @@ class Attention:
     def __call__(
         self, ops: Ops, x: torch.Tensor, cos_sin: torch.Tensor | None, pages: Pages, step: AttentionStep
     ) -> torch.Tensor:
-        """``x [T, hidden]`` -> ``[T, hidden]``; writes keys and values to ``pages``."""
+        """What ``out`` takes for ``x [T, hidden]``; writes keys and values to ``pages``."""
         a = self.spec
         shape = (a.heads, a.kv_heads, a.head_dim)
         eps = a.qk_norm.eps if a.qk_norm else 0.0
@@ -37,7 +37,7 @@ class Attention:
             norm.columns(ops, qkv, start)
         q = ops.qk_norm_rope_store(qkv, *shape, self.q_norm, self.k_norm, eps, cos_sin, interleaved, pages, step)
         y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap, self.sinks, self.slopes)
-        return self.out(ops, y if self.gate is None else y * self.gate(ops, x).sigmoid())
+        return y if self.gate is None else y * self.gate(ops, x).sigmoid()
 
     @property
     def nbytes(self) -> int:

@@ -34,10 +34,14 @@ class DecoderParts:
 
 @dataclass(frozen=True)
 class Step:
-    """Tokens of all sequences laid end to end; ``attention`` holds one entry for each KV group."""
+    """Tokens of all sequences laid end to end; ``attention`` holds one entry for each KV group.
+
+    ``wanted``: the tokens whose hidden states are asked for, if not all are.
+    """
 
     token_ids: torch.Tensor  # [T] int64
     attention: Sequence[AttentionStep]
+    wanted: torch.Tensor | None = None  # [R] int64
 
 
 def kv_windows(spec: DecoderSpec) -> list[int | None]:
@@ -83,12 +87,17 @@ class Decoder:
         return self._parts.nbytes
 
     def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
-        """Last hidden states ``[T, hidden]``, normed; writes keys and values to ``pages`` (one entry a layer)."""
+        """Last hidden states ``[T, hidden]`` (or ``[R, hidden]``, of those wanted), normed.
+
+        Writes keys and values to ``pages`` (one entry a layer).
+        """
         ops = self._ops
         x = self._parts.embedding(ops, step.token_ids, step.attention[0].positions)
         residual: torch.Tensor | None = None
+        last = len(self._parts.layers) - 1
         for i, layer in enumerate(self._parts.layers):
-            x, residual = layer(ops, x, residual, self._cos_sin[i], pages[i], step.attention[self._group[i]])
+            attention, wanted = step.attention[self._group[i]], step.wanted if i == last else None
+            x, residual = layer(ops, x, residual, self._cos_sin[i], pages[i], attention, wanted)
         return self._parts.final_norm(ops, x, residual)[0]
 
     def thin(self) -> tuple[Decoder, list[int]]:

@@ -91,12 +91,13 @@ class FallbackDecoder:
         self._head = model
 
     def forward(self, step: Step, pages: Sequence[Pages]) -> torch.Tensor:
-        """Last hidden states ``[T, hidden]``; writes keys and values to ``pages`` (one entry a layer)."""
+        """As ``Decoder.forward``."""
         for attention, own in zip(self._attention, pages, strict=True):
             attention.pages, attention.step = own, step.attention[attention.group]
         positions = step.attention[0].positions.long()[None]
         states = self._body(input_ids=step.token_ids[None], position_ids=positions, use_cache=False)[0]
-        return torch.as_tensor(states)[0]
+        hidden = torch.as_tensor(states)[0]
+        return hidden if step.wanted is None else hidden[step.wanted]
 
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """float32 ``[R, vocab]`` for rows ``[R, hidden]`` of ``forward``."""

@@ -35,15 +35,14 @@ class LatentAttention:
     def __call__(
         self, ops: Ops, x: torch.Tensor, cos_sin: torch.Tensor | None, pages: Pages, step: AttentionStep
     ) -> torch.Tensor:
-        """``x [T, hidden]`` -> ``[T, hidden]``."""
+        """What ``out`` takes for ``x [T, hidden]``; writes latents to ``pages``."""
         a, m, tokens = self.spec, self.latent, len(x)
         shape = (a.heads, a.kv_heads, a.head_dim)
         interleaved = a.rope is not None and a.rope.interleaved
         qkv = torch.cat([self._queries(ops, x), *self._keys_and_values(ops, x)], dim=1)
         q = ops.qk_norm_rope_store(qkv, *shape, None, None, 0.0, cos_sin, interleaved, pages, step)
         y = ops.attention(q, pages, step, *shape, a.scale, a.window, a.softcap)
-        y = self._by_head(ops, y.view(tokens, a.heads, a.head_dim)[..., m.rotary :], self.values)
-        return self.out(ops, y.flatten(1))
+        return self._by_head(ops, y.view(tokens, a.heads, a.head_dim)[..., m.rotary :], self.values).flatten(1)
 
     def _queries(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
         """``[T, heads * (rotary + rank)]``."""

@@ -1,7 +1,8 @@
 """One layer: attention and mlp, and where the norms and the residual stand.
 
 A layer takes the stream of hidden states as a sum of two, ``x + residual`` (the first layer: only ``x``), and returns
-it so, because the addition is fused with the norm that follows.
+it so, because the addition is fused with the norm that follows. The last layer is asked for the rows that are
+``wanted``, if not for all: past its attention no row depends on another.
 """
 
 from __future__ import annotations
@@ -49,9 +50,13 @@ class PreNorm(_Parts):
         cos_sin: torch.Tensor | None,
         pages: Pages,
         step: AttentionStep,
+        wanted: torch.Tensor | None = None,
     ) -> State:
         x, residual = self.attention_norm(ops, x, residual)
         x = self.attention(ops, x, cos_sin, pages, step)
+        if wanted is not None:
+            x, residual = x[wanted], residual[wanted]
+        x = self.attention.out(ops, x)
         if self.post_attention_norm is not None:
             x = self.post_attention_norm(ops, x)[0]
         x, residual = self.mlp_norm(ops, x, residual)
@@ -76,9 +81,13 @@ class PostNorm(_Parts):
         cos_sin: torch.Tensor | None,
         pages: Pages,
         step: AttentionStep,
+        wanted: torch.Tensor | None = None,
     ) -> State:
         total = x if residual is None else ops.add(x, residual)
-        x = self.attention_norm(ops, self.attention(ops, total, cos_sin, pages, step))[0]
+        x = self.attention(ops, total, cos_sin, pages, step)
+        if wanted is not None:
+            x, total = x[wanted], total[wanted]
+        x = self.attention_norm(ops, self.attention.out(ops, x))[0]
         total = ops.add(x, total)
         return self.mlp_norm(ops, self.mlp(ops, total))[0], total
 
@@ -98,11 +107,14 @@ class Parallel(_Parts):
         cos_sin: torch.Tensor | None,
         pages: Pages,
         step: AttentionStep,
+        wanted: torch.Tensor | None = None,
     ) -> State:
-        x, residual = self.norm(ops, x, residual)
-        y = x if self.mlp_norm is None else self.mlp_norm(ops, residual)[0]
-        x = self.attention(ops, x, cos_sin, pages, step)
-        return ops.add(x, self.mlp(ops, y)), residual
+        normed, residual = self.norm(ops, x, residual)
+        x = self.attention(ops, normed, cos_sin, pages, step)
+        if wanted is not None:
+            x, normed, residual = x[wanted], normed[wanted], residual[wanted]
+        y = normed if self.mlp_norm is None else self.mlp_norm(ops, residual)[0]
+        return ops.add(self.attention.out(ops, x), self.mlp(ops, y)), residual
 
 
 Layer = PreNorm | PostNorm | Parallel

@@ -29,7 +29,7 @@ class GatedDelta:
     def __call__(
         self, ops: Ops, x: torch.Tensor, cos_sin: torch.Tensor | None, pages: Pages, step: AttentionStep
     ) -> torch.Tensor:
-        """``x [T, hidden]`` -> ``[T, hidden]``; moves the states in ``pages`` on."""
+        """What ``out`` takes for ``x [T, hidden]``; moves the states in ``pages`` on."""
         if not isinstance(pages, StatePages):
             raise TypeError(f"These pages hold no states ({type(pages).__name__}).")
         s = self.spec
@@ -38,7 +38,7 @@ class GatedDelta:
         rates = (self.decay * F.softplus(decay + self.decay_bias), beta.sigmoid())
         y = self._attend(mixed, *rates, pages, step).reshape(-1, s.value_dim)
         y = ops.rms_norm(y, self.norm, self.eps)[0].view(len(x), width) * F.silu(gate)
-        return self.out(ops, y.to(x.dtype))
+        return y.to(x.dtype)
 
     def _attend(
         self, mixed: torch.Tensor, g: torch.Tensor, beta: torch.Tensor, pages: StatePages, step: AttentionStep

@@ -32,10 +32,12 @@ class Singles:
     """Of a step whose sequences with one query come first, as tokens 0, 1, ...: what tells them from the others.
 
     ``context_len``: of the first ones, 0 for the others. ``query_start``: as in the step, but the first have no query.
+    The others are among the last ``others`` sequences.
     """
 
     context_len: torch.Tensor  # [S] int32
     query_start: torch.Tensor  # [S + 1] int32
+    others: int
 
 
 @dataclass(frozen=True)
@@ -295,10 +297,6 @@ def backend(name: str, **settings: Any) -> Ops:
         from quire.ops.cpu import load
 
         return load(**settings)
-    if name == "triton":
-        from quire.ops.triton import TritonOps
-
-        return TritonOps(**settings)
     from quire.ops.reference import ReferenceOps
 
     return ReferenceOps()

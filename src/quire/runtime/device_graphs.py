@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,20 +11,26 @@ import torch
 
 from quire.ops.backend import SampleStep
 
+LONGER_ROWS = 256  # beyond which FlashAttention-4 would take a variant of its own
+
 
 @dataclass(frozen=True)
 class StepShape:
-    """Sizes of a step, padding included. ``decode``: one token a row; ``shared``: rows with pages in common."""
+    """Sizes of a step, padding included. ``decode``: one token a row; ``shared``: rows with pages in common;
+    ``every``: hidden states of all tokens are asked for, not of each row's last alone. ``longer``: the most rows that
+    have several tokens."""
 
     tokens: int
     rows: int
     decode: bool
     shared: bool = False
+    every: bool = False
+    longer: int = LONGER_ROWS
 
 
 @dataclass(frozen=True)
 class StepOutput:
-    hidden: torch.Tensor  # [tokens, hidden]
+    hidden: torch.Tensor  # [tokens, hidden] of steps with ``every``, else [rows, hidden]
     logits: torch.Tensor  # [rows, vocab], of each row's last token
     sample: SampleStep  # [rows]
 
@@ -40,15 +47,22 @@ class DeviceGraphs:
     def __init__(self, run: Callable[[StepShape], StepOutput]) -> None:
         self._run = run
         self._graphs: dict[StepShape, _Graph] = {}
-        self._pool: Any = None  # torch has no public name for the type
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
-        """The largest first: smaller ones fit into its memory. Every row must be padding, every kernel loaded."""
-        for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):
+        """Every kernel must be loaded."""
+        torch.cuda.empty_cache()  # the pool can't get what is cached while it captures
+        pool: Any = None  # torch has no public name for the type
+        stream = torch.cuda.Stream()  # one for all: memory of a pool belongs to a stream, and so does cuBLAS's
+        for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):  # smaller ones fit into the largest's memory
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, pool=self._pool):
-                output = self._run(shape)
-            self._pool = self._pool or graph.pool()
+            with torch.cuda.stream(stream):  # torch.cuda.graph would wait for the device and empty caches each time
+                graph.capture_begin(pool, capture_error_mode="thread_local")
+                try:
+                    output = self._run(shape)
+                finally:
+                    graph.capture_end()
+            pool = pool or graph.pool()
+            output = StepOutput(_unclaimed(output.hidden), _unclaimed(output.logits), output.sample)
             self._graphs[shape] = _Graph(graph, output)
 
     def run(self, shape: StepShape) -> StepOutput:
@@ -59,12 +73,39 @@ class DeviceGraphs:
         return graph.output
 
 
+class _Memory:
+    """A tensor's memory, for ``torch.as_tensor``."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self.__cuda_array_interface__ = {
+            "data": (tensor.data_ptr(), False),
+            "shape": (tensor.nbytes,),
+            "typestr": "|u1",
+            "version": 3,
+        }
+
+
+def _unclaimed(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory without keeping it: other graphs of the pool may use it too."""
+    return torch.as_tensor(_Memory(tensor), device=tensor.device).view(tensor.dtype).view(tensor.shape)
+
+
+def at_least(sizes: Sequence[int], wanted: int) -> int:
+    """The smallest of ``sizes``, which ascend, that holds ``wanted``."""
+    return sizes[bisect_left(sizes, wanted)]
+
+
 def decode_sizes(most: int) -> list[int]:
     """Batch sizes of decode graphs: each batch is padded to the next."""
-    small = [1, 2, 4, 8]
-    return [n for n in small if n < most] + list(range(16, most, 16 if most <= 256 else 32)) + [most]
+    sizes = [1, 2, 4, 8, *range(16, 256, 16), *range(256, 512, 32), *range(512, 1024, 64), *range(1024, most, 128)]
+    return [n for n in sizes if n < most] + [most]
 
 
 def mixed_sizes(most: int) -> list[int]:
     """Token counts of graphs for steps with prompts; what is larger hides its launches behind its arithmetic."""
     return [n for n in (32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048) if n <= most]
+
+
+def row_sizes(most: int) -> list[int]:
+    """Row counts of those graphs."""
+    return [n for n in (256, 512, 1024, 2048) if n < most] + [most]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,7 +13,16 @@ from quire.model.decoder import Decoder, Model, Step
 from quire.ops.backend import Ops, Pages
 from quire.ops.triton.launch import compile_only
 from quire.ops.triton.step import commit, prepare
-from quire.runtime.device_graphs import DeviceGraphs, StepOutput, StepShape, decode_sizes, mixed_sizes
+from quire.runtime.device_graphs import (
+    LONGER_ROWS,
+    DeviceGraphs,
+    StepOutput,
+    StepShape,
+    at_least,
+    decode_sizes,
+    mixed_sizes,
+    row_sizes,
+)
 from quire.runtime.device_state import DeviceState
 from quire.runtime.memory import MemoryPlan
 from quire.runtime.runner import NOT_A_NUMBER, new_pages
@@ -49,6 +57,7 @@ class DeviceRunner:
         self._graphs = DeviceGraphs(lambda shape: self._compute(shape, self._decoder, self._pages))
         self._decode_sizes: list[int] = []
         self._mixed_sizes: list[int] = []
+        self._row_sizes: list[int] = []
 
     def compile(self) -> None:
         """Compile the kernels of all steps, or read them from the disk: nothing compiles after it."""
@@ -63,13 +72,14 @@ class DeviceRunner:
         with torch.inference_mode():
             self._graphs.capture(self._shapes())
         self._decode_sizes, self._mixed_sizes = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+        self._row_sizes = row_sizes(self.slots)
 
     def _shapes(self) -> list[StepShape]:
-        decode, mixed = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+        decode, mixed, rows = decode_sizes(self.slots), mixed_sizes(self.step_tokens), row_sizes(self.slots)
         return [
             *(StepShape(n, n, decode=True) for n in decode),
             *(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS),
-            *(StepShape(n, self.slots, decode=False) for n in mixed or [self.slots]),
+            *(StepShape(n, r, decode=False) for n in mixed or [self.slots] for r in rows if r <= max(n, rows[0])),
         ]
 
     def _rehearse(self) -> None:
@@ -100,45 +110,53 @@ class DeviceRunner:
     def _step(self, work: Sequence[SlotWork]) -> _DeviceFlight:
         state = self._state
         decode = all(w.count == 1 and w.sample for w in work)
-        shared = False
+        prompts = False
         if decode:
             work, shared = state.arrange(work)
+            shape = self._decode_shape(len(work), shared)
         else:
-            work = state.singles_first(work)
-        shape = self._shape(work, decode, shared)
-        state.work(work, shape.rows, shape.decode)
+            work, longer = state.singles_first(work)
+            prompts = self._sampler.wants_prompts(work)
+            shape = self._mixed_shape(len(work), sum(w.count for w in work), longer, prompts)
+        rows = state.work(work, shape.rows, shape.decode)
         state.flush()
         output = self._graphs.run(shape)
-        sampling = {row: w.slot for row, w in enumerate(work) if w.sample}
-        prompts = self._prompt_logprobs(work, output.hidden)
+        sampling = {row: w.slot for row, w in zip(rows, work, strict=True) if w.sample}
+        prompt_logprobs = self._prompt_logprobs(work, output.hidden) if prompts else {}
         tokens, logprobs = self._finish(output, shape.rows, None if shape.decode else work, sampling)
         state.advance(work)
         return _DeviceFlight(
             tokens.to("cpu", non_blocking=True),
             sampling,
             SlotLogprobs(logprobs.slots, logprobs.rows.to_host()) if logprobs else None,
-            prompts,
+            prompt_logprobs,
             _event(self._device),
         )
 
-    def _shape(self, work: Sequence[SlotWork], decode: bool, shared: bool) -> StepShape:
-        rows, tokens = len(work), sum(w.count for w in work)
-        sizes = self._decode_sizes if decode else self._mixed_sizes
-        if not sizes or tokens > sizes[-1]:
-            return StepShape(tokens, rows, decode, shared)
-        size = sizes[bisect_left(sizes, tokens)]
-        return StepShape(size, size if decode else self.slots, decode, shared and size >= _MIN_SHARED_ROWS)
+    def _decode_shape(self, rows: int, shared: bool) -> StepShape:
+        size = at_least(self._decode_sizes, rows) if self._decode_sizes else rows
+        return StepShape(size, size, True, shared and size >= _MIN_SHARED_ROWS)
+
+    def _mixed_shape(self, rows: int, tokens: int, longer: int, every: bool) -> StepShape:
+        if self._row_sizes:
+            rows = at_least(self._row_sizes, rows)
+        if longer > LONGER_ROWS:
+            return StepShape(tokens, rows, False, every=every, longer=rows)
+        if not every and self._mixed_sizes and tokens <= self._mixed_sizes[-1]:
+            tokens = at_least(self._mixed_sizes, tokens)
+        return StepShape(tokens, rows, False, every=every)
 
     def _compute(self, shape: StepShape, decoder: Model, pages: Sequence[Pages]) -> StepOutput:
         """The rows named in the state, from token ids to logits."""
         state = self._state
         max_query = 1 if shape.decode else shape.tokens
-        step = state.step_tensors(shape.tokens, shape.rows, max_query, shape.shared)
+        step = state.step_tensors(shape.tokens, shape.rows, max_query, shape.shared, min(shape.longer, shape.rows))
         start = state.query_start[: shape.rows + 1]
         prepare(state.rows[: shape.rows], state.slots, step, None if shape.decode else start)
-        hidden = decoder.forward(Step(step.token_ids, step.attention), pages)
-        last = hidden if shape.decode else hidden[(start[1:] - 1).clamp(min=0)]
-        return StepOutput(hidden, decoder.logits(last), step.sample)
+        last = None if shape.decode else (start[1:] - 1).clamp(min=0)
+        hidden = decoder.forward(Step(step.token_ids, step.attention, None if shape.every else last), pages)
+        logits = decoder.logits(hidden[last] if shape.every else hidden)
+        return StepOutput(hidden, logits, step.sample)
 
     def _finish(
         self, output: StepOutput, rows: int, work: Sequence[SlotWork] | None, sampling: dict[int, int]

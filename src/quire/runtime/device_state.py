@@ -118,18 +118,23 @@ class DeviceState:
         if self._windows[grant.group] is None:
             self._pages[grant.slot, grant.start : grant.start + len(pages)] = pages
 
-    @staticmethod
-    def singles_first(work: Sequence[SlotWork]) -> list[SlotWork]:
-        """The rows of a mixed step as ``ops.backend.Singles`` wants them."""
-        return sorted(work, key=lambda w: w.count > 1)
+    def singles_first(self, work: Sequence[SlotWork]) -> tuple[list[SlotWork], int]:
+        """The rows of a mixed step as ``ops.backend.Singles`` wants them, and how many have more than one token."""
+        ordered = sorted(work, key=lambda w: (w.count > 1, -self.known[w.slot]))
+        return ordered, sum(w.count > 1 for w in work)
 
     def arrange(self, work: Sequence[SlotWork]) -> tuple[list[SlotWork], bool]:
-        """The rows of a decode step in an order that puts those with a common prefix side by side; whether any are."""
+        """The rows of a decode step in an order that puts those with a common prefix side by side; whether any are.
+
+        Otherwise the longest come first: what is begun last is short, and the device's programs end together.
+        """
         slots = tuple(w.slot for w in work)
         if slots != self._arranged:
             self._arranged = slots
             index = np.asarray(slots)
-            order = np.argsort(self._pages[index, 0], kind="stable")
+            _, family, members = np.unique(self._pages[index, 0], return_inverse=True, return_counts=True)
+            family[members[family] < _MIN_SHARERS] = -1
+            order = np.lexsort((-self.known[index], family))
             self._order = order.tolist()
             self._tokens_shared[:] = 0
             for block, start in enumerate(range(0, len(slots), SHARED_ROWS)):
@@ -146,25 +151,32 @@ class DeviceState:
         common = int(differ[0]) if len(differ) else full
         return common * self._page_size // _SHARED_STEP * _SHARED_STEP
 
-    def work(self, work: Sequence[SlotWork], rows: int, decode: bool) -> None:
-        """Name the rows of the next step, of which ``rows`` in all (the rest is padding)."""
+    def work(self, work: Sequence[SlotWork], rows: int, decode: bool) -> list[int]:
+        """Name the rows of the next step, ``rows`` in all with padding; returns the row of each.
+
+        Padding comes last in a decode step, else before those with more than one token.
+        """
         slots = np.full(rows, -1, np.int32)
-        slots[: len(work)] = [w.slot for w in work]
-        self._put_changed("rows", slots)
         if decode:
+            slots[: len(work)] = [w.slot for w in work]
+            self._put_changed("rows", slots)
             self._put_changed("shared", self._tokens_shared.copy())
-            return
+            return list(range(len(work)))
+        singles = sum(w.count == 1 for w in work)
+        places = [*range(singles), *range(rows - len(work) + singles, rows)]
+        slots[places] = [w.slot for w in work]
+        self._put_changed("rows", slots)
         counts = np.zeros(rows, np.int32)
-        counts[: len(work)] = [w.count for w in work]
+        counts[places] = [w.count for w in work]
         start = np.zeros(rows + 1, np.int32)
         np.cumsum(counts, out=start[1:])
         token_row = np.full(rows, -1, np.int32)
-        token_row[: len(work)] = [i if w.sample else -1 for i, w in enumerate(work)]
-        singles = sum(w.count == 1 for w in work)
+        token_row[places] = [row if w.sample else -1 for row, w in zip(places, work, strict=True)]
         self._put_changed("longer_start", np.maximum(start, singles))
         self._put_changed("counts", counts)
         self._put_changed("query_start", start)
         self._put_changed("token_row", token_row)
+        return places
 
     def pad_all(self) -> None:
         """Make every row padding, and every count zero, as before the first step."""
@@ -215,11 +227,16 @@ class DeviceState:
 
     # Steps
 
-    def step_tensors(self, tokens: int, rows: int, max_query: int, shared: bool) -> StepTensors:
-        """The first ``tokens`` and ``rows`` of the tensors in which every step is described."""
+    def step_tensors(self, tokens: int, rows: int, max_query: int, shared: bool, longer: int) -> StepTensors:
+        """The first ``tokens`` and ``rows`` of the tensors in which every step is described.
+
+        ``longer``: those with several tokens are among so many last rows.
+        """
         full = self._step
         blocks = self._shared[: -(-rows // SHARED_ROWS)] if shared else None
-        singles = None if max_query == 1 else Singles(self._single_len[:rows], self._longer_start[: rows + 1])
+        singles = None
+        if max_query > 1:
+            singles = Singles(self._single_len[:rows], self._longer_start[: rows + 1], longer)
         attention = [
             AttentionStep(
                 positions=a.positions[:tokens],

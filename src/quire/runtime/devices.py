@@ -12,6 +12,7 @@ from quire.config.engine import EngineConfig
 from quire.config.options import ConfigError
 
 MIB = 1 << 20
+_LARGE_GPU = 60 << 30  # bytes; has room for keys and values of many requests
 _DTYPES = {
     "float32": torch.float32,
     "float": torch.float32,
@@ -86,7 +87,7 @@ def _gpu(config: EngineConfig) -> DeviceFacts:
         auto_kv=None,
         dtype=_DTYPES.get(config.dtype, torch.bfloat16),
         default_page_size=128,  # FlashAttention-4's best: benchmarks/results
-        default_slots=256,
+        default_slots=1024 if total > _LARGE_GPU else 256,
         default_step_tokens=8192,
     )
 

@@ -80,7 +80,9 @@ def plan_memory(
             f"--max-model-len {wanted_len} is beyond the model's {reach} positions; choose at most that."
         )
     windows = kv_windows(spec)
-    workspace = _workspace_bytes(spec, slots, chunk, device.activation_bytes)
+    workspace = _workspace_bytes(spec, slots, chunk, device)
+    if device.kind == "cuda":
+        workspace += _state_bytes(slots, wanted_len, page_size, len(windows))
     total = memory_bytes(config.memory, device.memory)
     per_page = [page_bytes(spec, w, page_size, kv_item_bytes) for w in windows]
 
@@ -130,10 +132,18 @@ def _split_pages(
     return tuple(KVGroup(w, c) for w, c in zip(windows, counts, strict=True))
 
 
-def _workspace_bytes(spec: DecoderSpec, slots: int, chunk: int, item_bytes: int) -> int:
+def _workspace_bytes(spec: DecoderSpec, slots: int, chunk: int, device: DeviceFacts) -> int:
+    item_bytes = device.activation_bytes
     widest = max(2 * layer.mlp.size for layer in spec.layers)
-    rows = min(slots, _LOGIT_ROWS)
-    return item_bytes * chunk * (2 * widest + 4 * spec.hidden_size) + 4 * rows * spec.vocab_size
+    layer = item_bytes * chunk * (2 * widest + 4 * spec.hidden_size)
+    if device.kind == "cpu":
+        return layer + 4 * min(slots, _LOGIT_ROWS) * spec.vocab_size
+    return layer + (item_bytes + 4) * slots * spec.vocab_size  # as they come, and in float32 where a request edits them
+
+
+def _state_bytes(slots: int, max_len: int, page_size: int, groups: int) -> int:
+    """Of ``DeviceState``: tokens, and page tables of slots and of a step's rows."""
+    return 4 * slots * (max_len + 1 + 2 * groups * -(-max_len // page_size))
 
 
 def _longest(request_bytes: Callable[[int], int], wanted: int, room: int, page_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
@@ -63,14 +64,19 @@ class ModelRunner:
             results = self._sample(self._graphs.logits(step), [w.slot for w in work])
             self._state.advance(work)
             return list(results.values())
-        hidden = self._decoder.forward(step, self._pages)
         ends = step.attention[0].query_start[1:].to(torch.int64)
-        prompt_logprobs = self._prompt_logprobs(work, hidden, ends)
         sampling = [i for i, w in enumerate(work) if w.sample]
+        wanted = ends[sampling] - 1
+        prompt_logprobs = {}
+        if self._sampler.wants_prompts(work):
+            hidden = self._decoder.forward(step, self._pages)
+            prompt_logprobs = self._prompt_logprobs(work, hidden, ends)
+            hidden = hidden[wanted]
+        else:
+            hidden = self._decoder.forward(replace(step, wanted=wanted), self._pages)
         results = {}
         if sampling:
-            logits = self._decoder.logits(hidden[ends[sampling] - 1])
-            results = self._sample(logits, [work[i].slot for i in sampling])
+            results = self._sample(self._decoder.logits(hidden), [work[i].slot for i in sampling])
         self._state.advance(work)
         for slot, values in prompt_logprobs.items():
             results.setdefault(slot, SlotResult(slot)).prompt_logprobs = values

@@ -6,14 +6,14 @@ frequency and presence penalties; temperature, min_p, top_k, top_p (``ops.sample
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 
 from quire.engine.messages import TokenLogprobs
-from quire.engine.plan import SlotAdmit
+from quire.engine.plan import SlotAdmit, SlotWork
 from quire.model.decoder import Model
 from quire.ops.backend import Ops, SampleStep
 from quire.params import SamplingParams
@@ -84,6 +84,10 @@ class Sampler:
 
     def params(self, slot: int) -> SamplingParams:
         return self._params[slot]
+
+    def wants_prompts(self, work: Iterable[SlotWork]) -> bool:
+        """Whether any of the slots asked for log probabilities of its prompt."""
+        return any(self._params[w.slot].prompt_logprobs is not None for w in work)
 
     def sample(
         self, logits: torch.Tensor, slots: Mapping[int, int], step: SampleStep, history: History

@@ -114,7 +114,7 @@ def test_single_queries_beside_longer_ones(ops: TritonOps, page_size: int) -> No
     alone = step.context_len.clone()
     alone[3:] = 0
     there = moved(step, ops.device)
-    singles = Singles(alone.to(ops.device), there.query_start.clamp(min=3))
+    singles = Singles(alone.to(ops.device), there.query_start.clamp(min=3), others=4)
     got = ops.attention(given(ops, q), pages, replace(there, singles=singles), 4, 2, 32, 0.2, None, None)
     close(got, want)
 

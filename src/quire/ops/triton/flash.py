@@ -16,11 +16,13 @@ to that. Pages of 128 tokens are its key tile for heads of up to 128 numbers; wi
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from threading import Lock, Thread
 from typing import Any
 
 import torch
@@ -28,17 +30,35 @@ import torch
 from quire.ops.backend import AttentionStep
 from quire.ops.triton.pages import TritonPages
 
+log = logging.getLogger("quire.ops")
+
 _HALF = (torch.float16, torch.bfloat16)
+_QUERIES = 512  # an upper bound serves, and below a tile's rows another variant would be compiled
+
+
+_import = Lock()
+
+
+def import_early() -> None:
+    """Begin to import FlashAttention-4, which takes seconds, beside whatever comes."""
+    Thread(target=flash_function, daemon=True).start()
+
+
+def flash_function() -> Callable[..., Any] | None:
+    """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
+    with _import:
+        return _flash_function()
 
 
 @cache
-def flash_function() -> Callable[..., Any] | None:
-    """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
+def _flash_function() -> Callable[..., Any] | None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
     try:
         with _bare_quack():
             from flash_attn.cute import flash_attn_varlen_func
-    except ImportError:
+    except ImportError as error:
+        if not (error.name or "").startswith("flash_attn"):  # it is installed
+            log.warning("FlashAttention-4 cannot be imported, so prompts take longer: %s", error)
         return None
     return flash_attn_varlen_func  # type: ignore[no-any-return]
 
@@ -63,7 +83,8 @@ def _bare_quack() -> Iterator[None]:
 
 
 @cache
-def _hopper(device: torch.device) -> bool:
+def hopper(device: torch.device) -> bool:
+    """Or newer: a GPU that FlashAttention-4 is made for."""
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
 
 
@@ -75,7 +96,7 @@ def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: t
         and head_dim % 8 == 0
         and head_dim <= 256
         and alibi_slopes is None
-        and _hopper(q.device)
+        and hopper(q.device)
         and flash_function() is not None
     )
 
@@ -100,7 +121,7 @@ def flash_attention(
         pages.k,
         pages.v,
         cu_seqlens_q=step.query_start,
-        max_seqlen_q=step.max_query,
+        max_seqlen_q=max(step.max_query, _QUERIES),
         seqused_k=step.context_len,
         page_table=step.block_table,
         softmax_scale=scale,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Singles, Weight
 from quire.ops.layouts import Dense, Layout
 from quire.ops.reference.routing import route
 from quire.ops.triton import decode, elementwise, flash, linear, moe, norm, prefill, rope, sampling
@@ -45,6 +45,8 @@ class TritonOps:
         self._processors = 4  # the interpreter, which runs one program at a time, needs few
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
+            if flash.hopper(self.device):
+                flash.import_early()
 
     def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
         """A CUDA graph of ``function``; None where there is no CUDA device."""
@@ -195,7 +197,7 @@ class TritonOps:
         scratch = (self._counters, self._processors)
         if step.max_query == 1:
             return decode.decode_attention(q, own, step, *shape, *scratch)
-        several = step if step.singles is None else replace(step, query_start=step.singles.query_start)
+        several = step if step.singles is None else _others(step, step.singles)
         if flash.supports(q, own, head_dim, alibi_slopes):
             out = flash.flash_attention(q, own, several, heads, head_dim, scale, window, softcap, sinks)
         else:
@@ -209,6 +211,18 @@ class TritonOps:
     def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         """``logits`` may be of any float type."""
         return sampling.sample(logits, step)
+
+
+def _others(step: AttentionStep, singles: Singles) -> AttentionStep:
+    """The step of those sequences that have more than one query."""
+    first = len(step.context_len) - singles.others
+    return replace(
+        step,
+        query_start=singles.query_start[first:],
+        context_len=step.context_len[first:],
+        block_table=step.block_table[first:],
+        singles=None,
+    )
 
 
 def _matrix(weight: Weight) -> torch.Tensor:
