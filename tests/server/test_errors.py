@@ -39,6 +39,8 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     (C, {"prompt": "x", "max_tokens": 600}, 400, "max_tokens",
      "The prompt has 2 tokens and max_tokens is 600; the model's context is 512 tokens. Lower max_tokens to 510 or"
      " shorten the prompt."),
+    (H, {"messages": [{"role": "user", "content": "x"}] * 10_001}, 400, "messages",
+     "messages must hold at most 10000 items."),
     (C, {"prompt": "x", "max_tokens": 0}, 400, "max_tokens", "max_tokens must be an integer from 1 to 2147483647."),
     (C, {"prompt": "x", "max_tokens": 1.5}, 400, "max_tokens", "max_tokens must be an integer."),
     (C, {"prompt": "x", "max_tokens": "3"}, 400, "max_tokens", "max_tokens must be an integer."),
@@ -190,6 +192,15 @@ def test_refusal(url: str, path: str, body: Any, status: int, param: str | None,
 def test_malformed_json(url: str, raw: bytes, message: str) -> None:
     response = http.post(url + C, content=raw, headers={"Content-Type": "application/json"})
     check_error(response, 400, None, message)
+
+
+@pytest.mark.parametrize("unit", [b"1,", b"[],", b"{},"])
+def test_json_of_too_many_values(url: str, unit: bytes) -> None:
+    response = http.post(
+        url + C, content=b'{"prompt": [' + unit * 1_000_001 + b"1]}", headers={"Content-Type": "application/json"}
+    )
+    message = "The body holds more than 1000000 values or 250000 lists and objects: divide it among several requests."
+    check_error(response, 413, None, message)
 
 
 @pytest.mark.parametrize("kind", ["text/plain", "", "application/x-www-form-urlencoded", "application/json2"])

@@ -33,7 +33,8 @@ BODIES: list[Any] = [
     "", " ", "null", "[]", "5", '"x"', "{", "}", "{}{}", '{"prompt": "x"', "[" * 100_000, '{"a":' * 100_000,
     '{"prompt": ' + "[" * 60 + "]" * 60 + "}", '{"prompt": "' + "\\u0000" * 1000 + '"}',
     json.dumps({"prompt": "a" * 3_000_000}), json.dumps({"prompt": [1] * 1_000_000}),
-    json.dumps({"prompt": [[1]] * 5000}),
+    json.dumps({"prompt": [[1]] * 5000}), '{"prompt": [' + "[1]," * 8_000_000 + "[1]]}",
+    '{"prompt": "x", "stop_token_ids": [' + "1," * 16_000_000 + "1]}",
     json.dumps({"prompt": ["x"] * 5000}), json.dumps({"prompt": "x", **{f"f{i}": i for i in range(5000)}}),
     json.dumps({"prompt": "x", "logit_bias": {str(i): 1 for i in range(50_000)}}),
     json.dumps({"prompt": "x", "stop": ["x" * 1024] * 10_000}), json.dumps({"prompt": "x",
@@ -45,6 +46,7 @@ MESSAGES: list[Any] = [
     "content": [5]}],
     [{"role": "user", "content": [{"type": "text"}]}], [{"role": "user", "content": "<|im_end|>" * 400}],
     [{"role": "user<|im_end|>", "content": "x"}], [{"role": "user", "content": "x"}] * 3000,
+    [{"role": "user", "content": "x"}] * 10_000, [{"role": "user"}] * 200_000,
     [{"role": "user", "content": [{"type": "text", "text": "a"}] * 5000}], [{"role": "user",
     "name": "<|im_start|>", "content": "x"}],
 ]  # fmt: skip

@@ -54,6 +54,7 @@ _EXPECTED = {
     "string_too_short": "must not be empty.",
     "string_too_long": "must have at most {max_length} characters.",
     "too_short": "must not be empty.",
+    "too_long": "must hold at most {max_length} items.",
     "request_field": "{rule}",
     "model_attributes_type": "must be an object.",
 }

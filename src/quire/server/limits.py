@@ -15,11 +15,14 @@ from quire.server.errors import ApiError, error_body
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_JSON_DEPTH = 64
+MAX_JSON_VALUES = 1_000_000  # all streams wait while a body is parsed: a million take about half a second
+MAX_JSON_CONTAINERS = 250_000  # lists and objects take several times as long as numbers
 _FIRST_HEAD_SECONDS = 60.0  # for a new connection to send its first request line and headers
 
 
 def parse_json(body: bytes) -> Any:
-    """Strict JSON: UTF-8, no NaN or Infinity, numbers within range, nested at most ``MAX_JSON_DEPTH`` deep."""
+    """Strict JSON: UTF-8, no NaN or Infinity, numbers within range, bounded in depth and in its number of values."""
+    _check_count(body)
     try:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -28,6 +31,16 @@ def parse_json(body: bytes) -> Any:
         raise _too_deep() from None
     _check_depth(value)
     return value
+
+
+def _check_count(body: bytes) -> None:
+    """Signs inside texts count too: a text with so many is longer than any context."""
+    if body.count(b",") > MAX_JSON_VALUES or body.count(b"[") + body.count(b"{") > MAX_JSON_CONTAINERS:
+        raise ApiError(
+            413,
+            f"The body holds more than {MAX_JSON_VALUES} values or {MAX_JSON_CONTAINERS} lists and objects: "
+            "divide it among several requests.",
+        )
 
 
 def _check_depth(value: Any) -> None:

@@ -32,6 +32,7 @@ _SUPPORTED_ROLES = ("system", "developer", "user", "assistant")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _KNOWN_PARTS = ("image_url", "input_image", "input_audio", "audio_url", "video_url", "file", "refusal", "thinking")
 _MAX_KWARGS = 16
+_MAX_MESSAGES = 10_000  # rendering so many takes about a second
 
 
 def _request_id(value: str | None) -> str | None:
@@ -242,7 +243,7 @@ class Rendering(RequestBody):
 
 
 class ChatRequest(GenerationRequest, Rendering):
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1, max_length=_MAX_MESSAGES)]
     max_completion_tokens: Int | None = ranged("max_tokens")
     logprobs: Bool | None = None
     top_logprobs: Int | None = ranged("logprobs")
@@ -254,7 +255,7 @@ class TokenizeRequest(Rendering):
 
     model: Str | None = None
     prompt: Str | None = None
-    messages: list[Message] | None = None
+    messages: Annotated[list[Message], Field(max_length=_MAX_MESSAGES)] | None = None
     add_special_tokens: Bool | None = None
     return_token_strs: Bool | None = None
 
