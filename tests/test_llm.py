@@ -136,6 +136,15 @@ async def _async_session(path: Path) -> None:
         await anext(stream)
         await stream.aclose()  # type: ignore[attr-defined]
         assert len(await tokens("One", params)) == 12
+        two = SamplingParams(n=2, max_tokens=200, ignore_eos=True)
+        async for output in llm.generate("Count", two, "mine"):
+            assert output.request_id == "mine"
+            if not output.finished and any(len(c.token_ids) == 3 for c in output.outputs):
+                with pytest.raises(ParameterError, match="running"):
+                    await anext(llm.generate("Count", two, "mine"))
+                await llm.abort("mine")
+        assert [c.finish_reason for c in output.outputs] == ["abort", "abort"]
+        await llm.abort("mine")
         assert llm._engine.health.outstanding == 0
         with pytest.raises(ParameterError):
             await tokens("Hello", SamplingParams(max_tokens=10_000))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, Self
@@ -14,10 +14,11 @@ from quire.config.keywords import engine_config
 from quire.engine.messages import EngineRequest, TokenDelta
 from quire.engine.process import ProcessEngine
 from quire.outputs import RequestOutput
-from quire.params import SamplingParams
+from quire.params import ParameterError, SamplingParams
 from quire.text.front import open_front
 from quire.text.job import Job
 from quire.text.prompt import EncodedPrompt, Prompt
+from quire.text.tokenizer import Tokenizer
 from quire.weights.progress import progress_bar
 from quire.weights.sources import locate
 
@@ -33,6 +34,7 @@ class AsyncLLM:
     def __init__(self, model: str = DEFAULT_MODEL, **options: Any) -> None:
         self.config = engine_config(model, options)
         self._ids = itertools.count()
+        self._jobs: dict[str, Job] = {}
 
     async def start(self) -> None:
         """Load the model. Raises ``EngineDead`` or ``WeightsError`` when that fails."""
@@ -56,12 +58,31 @@ class AsyncLLM:
     async def __aexit__(self, *_: object) -> None:
         await self.shutdown()
 
+    def get_tokenizer(self) -> Tokenizer | None:
+        return self._front.tokenizer
+
+    async def abort(self, request_id: str) -> None:
+        """End a request with finish_reason "abort"; one that is not running is ignored."""
+        if (job := self._jobs.get(request_id)) is not None:
+            await self._engine.abort([request.request_id for request in job.requests])
+
+    async def reset_prefix_cache(self) -> None:
+        await self._engine.reset_prefix_cache()
+
     async def generate(
-        self, prompt: Prompt, sampling_params: SamplingParams | None = None, *, priority: int = 0
+        self,
+        prompt: Prompt,
+        sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
+        *,
+        priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
-        """Complete a prompt: yields the output so far whenever there is more. Closing the iterator cancels it."""
+        """Complete a prompt: yields the output so far whenever there is more. Closing the iterator cancels it.
+
+        ``request_id`` names the request in its outputs and for ``abort``; no two that run may share one.
+        """
         encoded = await asyncio.to_thread(self._processor.encode, prompt)
-        async with aclosing(self._run(encoded, sampling_params, priority)) as outputs:
+        async with aclosing(self._run(encoded, sampling_params, request_id, priority)) as outputs:
             async for output in outputs:
                 yield output
 
@@ -69,18 +90,24 @@ class AsyncLLM:
         self,
         messages: Sequence[Mapping[str, Any]],
         sampling_params: SamplingParams | None = None,
+        request_id: str | None = None,
         *,
         priority: int = 0,
     ) -> AsyncIterator[RequestOutput]:
         """Answer a conversation, as ``generate`` does."""
         encoded = await asyncio.to_thread(self._processor.encode_chat, messages)
-        async with aclosing(self._run(encoded, sampling_params, priority)) as outputs:
+        async with aclosing(self._run(encoded, sampling_params, request_id, priority)) as outputs:
             async for output in outputs:
                 yield output
 
-    async def _run(self, prompt: EncodedPrompt, params: SamplingParams | None, priority: int) -> Any:
+    async def _run(
+        self, prompt: EncodedPrompt, params: SamplingParams | None, request_id: str | None, priority: int
+    ) -> AsyncGenerator[RequestOutput, None]:
         params = params or SamplingParams(**self._processor.facts.sampling_defaults)
-        job = Job(self._front, self._processor, str(next(self._ids)), prompt, params, priority)
+        name = f"request-{next(self._ids)}" if request_id is None else request_id
+        if name in self._jobs:
+            raise ParameterError("request_id", "request_id is that of a request that is running: choose another.")
+        job = self._jobs[name] = Job(self._front, self._processor, name, prompt, params, priority)
         queue: asyncio.Queue[tuple[int, TokenDelta | Exception]] = asyncio.Queue()
         readers = [asyncio.create_task(self._read(i, request, queue)) for i, request in enumerate(job.requests)]
         try:
@@ -92,6 +119,7 @@ class AsyncLLM:
                     readers[index].cancel()
                 yield job.output()
         finally:
+            del self._jobs[name]
             for reader in readers:
                 reader.cancel()
             await asyncio.gather(*readers, return_exceptions=True)
