@@ -57,6 +57,8 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "offline", "perhaps", "true or false"),
         (EngineConfig, "offline", 2, "true or false"),
         (EngineConfig, "model", 5, "takes text"),
+        (EngineConfig, "page_size", 8, "at least 16"),
+        (EngineConfig, "page_size", 40, "a multiple of 16"),
         (ServerConfig, "port", 65536, "at most 65,535"),
         (ServerConfig, "shutdown_timeout", "inf", "a number"),
         (ServerConfig, "shutdown_timeout", float("nan"), "a number"),

@@ -121,6 +121,14 @@ def test_unknown_architecture_names_the_nearest(llama: Path) -> None:
     assert "qwen3" in message
 
 
+@pytest.mark.parametrize("model_type", [None, 5, [], {"llama": 1}])
+def test_an_architecture_that_is_no_text(llama: Path, model_type: object) -> None:
+    change(llama, config={"model_type": model_type})
+    assert "model_type must be a text" in refusal(llama)
+    change(llama, config={"text_config": {"model_type": model_type}})
+    assert "model_type must be a text" in refusal(llama)
+
+
 def test_variant_that_no_family_has_runs_through_transformers(tmp_path: Path) -> None:
     random_model({**CASES["olmo"], "clip_qkv": 8.0}, tmp_path)
     assert isinstance(opened(tmp_path).loader, FallbackLoader)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -80,8 +81,10 @@ def test_one_request_of_full_length_always_fits() -> None:
 @pytest.mark.parametrize("memory", ["300MiB", "450MiB"])
 def test_too_little_memory_is_refused_with_numbers(memory: str) -> None:
     config = EngineConfig(memory=memory, max_model_len=8192)
-    with pytest.raises(MemoryTooSmall, match=r"100 MiB for weights.*raise --memory"):
+    with pytest.raises(MemoryTooSmall, match=r"100 MiB for weights.*raise --memory") as caught:
         plan_memory(SPEC, config, 100 * MIB, HOST, 4)
+    *needs, given = (int(n) for n in re.findall(r"(\d+) MiB", str(caught.value)))
+    assert sum(needs) > given
 
 
 def test_a_context_beyond_the_model_is_refused() -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from quire.config.options import Options, option
+from quire.config.options import ConfigError, Options, option
 from quire.config.quantization import NAMES as QUANTIZATIONS
 from quire.config.values import parse_length, parse_memory
 
@@ -81,9 +81,9 @@ class EngineConfig(ModelSource):
     )
     page_size: int | None = _device(
         None,
-        "Tokens in a page (default: what serves the device's kernels).",
+        "Tokens in a page, a multiple of 16 (default: what serves the device's kernels).",
         "--block-size",
-        low=1,
+        low=16,
         high=4096,
         metavar="TOKENS",
     )
@@ -111,3 +111,7 @@ class EngineConfig(ModelSource):
     max_num_queued_tokens: int = _schedule(
         4_000_000, "Most prompt tokens waiting; beyond it new requests get 429.", low=1, high=10**12
     )
+
+    def check(self) -> None:
+        if self.page_size is not None and self.page_size % 16:
+            raise ConfigError("page_size", f"--page-size must be a multiple of 16; not {self.page_size}.")

@@ -93,10 +93,14 @@ def plan_memory(
     max_len = wanted_len
     if request_bytes(max_len) > room:
         if config.max_model_len is not None or room <= 0:
-            raise MemoryTooSmall(_too_small(request_bytes(max_len), weights, workspace, total or device.memory))
+            raise MemoryTooSmall(
+                _too_small(request_bytes(max_len), weights, workspace, device.process, total or device.memory)
+            )
         max_len = _longest(request_bytes, wanted_len, room, page_size)
     if max_len < min(wanted_len, 2 * page_size):
-        raise MemoryTooSmall(_too_small(request_bytes(wanted_len), weights, workspace, total or device.memory))
+        raise MemoryTooSmall(
+            _too_small(request_bytes(wanted_len), weights, workspace, device.process, total or device.memory)
+        )
     most = request_bytes(max_len) * slots
     auto = room if device.auto_kv is None else max(device.auto_kv, request_bytes(max_len))
     kv = min(most, room, auto if total is None else room)
@@ -152,9 +156,9 @@ def _longest(request_bytes: Callable[[int], int], wanted: int, room: int, page_s
     return max(0, pages) * page_size
 
 
-def _too_small(request: int, weights: int, workspace: int, total: int) -> str:
+def _too_small(request: int, weights: int, workspace: int, process: int, total: int) -> str:
     return (
-        f"The model needs {weights / MIB:.0f} MiB for weights, {workspace / MIB:.0f} MiB of work space and "
-        f"{request / MIB:.0f} MiB for one request of full length, beyond the {total / MIB:.0f} MiB given: "
-        "raise --memory or lower --max-model-len."
+        f"The model needs {weights / MIB:.0f} MiB for weights, {workspace / MIB:.0f} MiB of work space, "
+        f"{process / MIB:.0f} MiB for processes and {request / MIB:.0f} MiB for one request of full length, beyond the "
+        f"{total / MIB:.0f} MiB given: raise --memory or lower --max-model-len."
     )

@@ -34,7 +34,7 @@ class HFCheckpoint:
         self.path = path
         config = read_json(path / "config.json")
         if config is None:
-            raise CheckpointError(f"{path.name} is no model directory: it holds no config.json.")
+            raise CheckpointError(f"{path.name or path} is no model directory: it holds no config.json.")
         self.config: Mapping[str, Any] = with_flat_rope(config)
         self.generation_config: Mapping[str, Any] = read_json(path / "generation_config.json") or {}
 
@@ -75,9 +75,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     try:
         value = json.loads(path.read_bytes())
     except (ValueError, RecursionError):
-        raise CheckpointError(f"{path.name} is no valid JSON.") from None
+        raise CheckpointError(f"{path.name or path} is no valid JSON.") from None
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path.name} is no JSON object.")
+        raise CheckpointError(f"{path.name or path} is no JSON object.")
     return value
 
 

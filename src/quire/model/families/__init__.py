@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from quire.model.config_reader import UnsupportedVariant
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
+from quire.weights.errors import CheckpointError
 from quire.weights.hf_checkpoint import with_flat_rope
 
 
@@ -33,23 +34,30 @@ def describe(config: Mapping[str, Any]) -> tuple[DecoderSpec, WeightMap]:
     Raises ``UnsupportedVariant`` where no family has it, ``CheckpointError`` for a config that makes no sense.
     """
     config = _of_text(config)
-    model_type = config.get("model_type")
+    model_type = _model_type(config)
+    if model_type is None:
+        raise CheckpointError("The model's configuration names no architecture: model_type must be a text.")
     if model_type not in FAMILIES:
-        raise UnsupportedVariant(f"The architecture {str(model_type)[:60]!r} is not supported. {nearest(model_type)}")
+        raise UnsupportedVariant(f"The architecture {model_type[:60]!r} is not supported. {nearest(model_type)}")
     family: Family = FAMILIES[model_type]
     return family.spec(config), family.WEIGHTS
 
 
-def nearest(model_type: object) -> str:
+def nearest(model_type: str) -> str:
     """A sentence that names the architectures most like ``model_type``."""
-    alike = get_close_matches(str(model_type)[:60], FAMILIES, n=3, cutoff=0.5)
-    return f"The nearest that Quire has: {', '.join(alike or sorted(FAMILIES))}."
+    alike = get_close_matches(model_type[:60], FAMILIES, n=3, cutoff=0.5)
+    return f"The nearest that Quire has: {', '.join(alike)}." if alike else "docs/models.md lists those that Quire has."
+
+
+def _model_type(config: Mapping[str, Any]) -> str | None:
+    value = config.get("model_type")
+    return value if isinstance(value, str) else None
 
 
 def _of_text(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The part that describes the decoder of a model for images and text."""
     text = config.get("text_config")
-    if config.get("model_type") in FAMILIES or not isinstance(text, dict) or text.get("model_type") not in FAMILIES:
+    if _model_type(config) in FAMILIES or not isinstance(text, dict) or _model_type(text) not in FAMILIES:
         return config
     shared = {key: config[key] for key in ("eos_token_id", "tie_word_embeddings") if config.get(key) is not None}
     return with_flat_rope(shared | text)
