@@ -42,7 +42,7 @@ class TritonOps:
         self.device = torch.device(device)
         self.dtype = dtype
         self._counters = torch.zeros(decode.MAX_COUNTERS, dtype=torch.int32, device=self.device)
-        self._processors = 4  # the interpreter, which runs one program at a time, needs few
+        self._processors = 2  # the interpreter, which runs one program at a time, needs few
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
             if flash.hopper(self.device):
