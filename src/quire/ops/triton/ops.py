@@ -8,10 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Singles, Weight
-from quire.ops.layouts import Dense, Layout
+from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Layout, join
 from quire.ops.reference.routing import route
-from quire.ops.triton import decode, elementwise, flash, linear, moe, norm, prefill, rope, sampling
+from quire.ops.triton import decode, elementwise, flash, linear, moe, norm, planes, prefill, quantised, rope, sampling
+from quire.ops.triton.narrow import OctetsWeight, PlanesWeight, moved, packed, stacked
 from quire.ops.triton.pages import TritonPages, new_pages, triton_pages
+from quire.ops.triton.tiles import Experts
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,21 @@ class DenseWeight:
         return self.matrix.nbytes
 
 
+@dataclass(frozen=True)
+class PartsWeight:
+    """Weights of the same inputs, in layouts of their own, whose outputs lie one after another."""
+
+    parts: tuple[DenseWeight | PlanesWeight | OctetsWeight, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (sum(part.shape[0] for part in self.parts), self.parts[0].shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return sum(part.nbytes for part in self.parts)
+
+
 class TritonOps:
     """Activations are ``dtype`` on ``device``; vectors (norms, biases) may be of any float type.
 
@@ -42,11 +59,13 @@ class TritonOps:
         self.device = torch.device(device)
         self.dtype = dtype
         self._counters = torch.zeros(decode.MAX_COUNTERS, dtype=torch.int32, device=self.device)
+        self._has_fp8 = True
         self._processors = 2  # the interpreter, which runs one program at a time, needs few
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
             if flash.hopper(self.device):
                 flash.import_early()
+            self._has_fp8 = torch.cuda.get_device_capability(self.device) >= (8, 9)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
         """A CUDA graph of ``function``; None where there is no CUDA device."""
@@ -63,15 +82,24 @@ class TritonOps:
 
         return replay
 
-    def pack(self, *layouts: Layout) -> DenseWeight:
-        """The layouts' outputs one after another. Every layout is kept dense so far."""
-        return DenseWeight(torch.cat([self._dense(layout) for layout in layouts]))
+    def pack(self, *layouts: Layout) -> DenseWeight | PlanesWeight | OctetsWeight | PartsWeight:
+        """The layouts' outputs one after another, in their own width where the kernels take it."""
+        if all(isinstance(layout, Dense) for layout in layouts):
+            return DenseWeight(torch.cat([self._dense(layout) for layout in layouts]))
+        parts = tuple(self._pack(layout) for layout in join(moved(layout, self.device) for layout in layouts))
+        return parts[0] if len(parts) == 1 else PartsWeight(parts)
+
+    def _pack(self, layout: Layout) -> DenseWeight | PlanesWeight | OctetsWeight:
+        narrow = packed(layout, self.dtype) if self._has_fp8 or not isinstance(layout, Fp8) else None
+        return narrow or DenseWeight(self._dense(layout))
 
     def _dense(self, layout: Layout) -> torch.Tensor:
         matrix = layout.weight if isinstance(layout, Dense) else layout.dequantize()
         return matrix.to(self.device, self.dtype)
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
+        if isinstance(weight, PlanesWeight | OctetsWeight):
+            return quantised.expand(weight, self.dtype, ids, multiplier)
         return elementwise.embed(_matrix(weight), ids, multiplier)
 
     def rms_norm(
@@ -107,6 +135,11 @@ class TritonOps:
         return (x + table[positions]).to(x.dtype)
 
     def linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None = None) -> torch.Tensor:
+        if isinstance(weight, PlanesWeight | OctetsWeight):
+            return quantised.linear(x, weight, bias, self._counters)
+        if isinstance(weight, PartsWeight):
+            y = torch.cat([self.linear(x, part) for part in weight.parts], dim=1)
+            return y if bias is None else y + bias
         return linear.linear(x, _matrix(weight), bias, self._counters)
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
@@ -118,8 +151,14 @@ class TritonOps:
     def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
         return x.float().div_(cap).tanh_().mul_(cap)
 
-    def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight:
-        return self.pack(*layouts)
+    def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight | PlanesWeight:
+        """Numbers of 2 to 6 bits and 4-bit codes stay narrow; other layouts are expanded."""
+        made = list(layouts)
+        parts = [packed(moved(m, self.device), self.dtype) for m in made if isinstance(m, GroupedInt | Codebook)]
+        narrow = [part for part in parts if isinstance(part, PlanesWeight)]
+        if made and len(narrow) == len(made) and (stack := stacked(narrow)):
+            return stack
+        return DenseWeight(torch.cat([self._dense(layout) for layout in made]))
 
     def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
         return route(logits, routing, bias)
@@ -132,6 +171,8 @@ class TritonOps:
         bias: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        if isinstance(stack, PlanesWeight):
+            return planes.product(x, stack, bias, self._counters, experts=Experts(offsets, rows))
         return moe.grouped_linear(x, _matrix(stack), offsets, bias, rows)
 
     def combine(

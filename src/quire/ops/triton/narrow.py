@@ -1,0 +1,217 @@
+"""Quantised weights in the order that the kernels read, made once, at load, on the device."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import TypeVar
+
+import torch
+
+from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
+
+_PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}  # bits of each plane, the lowest first
+_WORDS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
+_WIDTHS = (32, 16)
+_WASTE = 1.03  # of inputs, that a wider word may add
+_MAGIC = {torch.bfloat16: (0x4300, 128.0), torch.float16: (0x6400, 1024.0), torch.float32: (0, 0.0)}
+BLOCK = 256  # inputs at most that kernels take between two looks at the scales
+MIN_GROUP = 16  # the least inputs of a product on the tensor cores
+AnyLayout = TypeVar("AnyLayout", bound=Layout)
+
+
+@dataclass(frozen=True)
+class PlanesWeight:
+    """Numbers of 2 to 6 bits, as ``planes`` says. ``shape``: of all matrices of a stack together."""
+
+    shape: tuple[int, int]
+    bits: int
+    kind: int  # planes.ZERO, MINIMUM or TABLE
+    magic: tuple[int, float]  # bits and value of the float that a field is added to
+    base: float  # what is taken off that sum, where a constant is
+    group: int
+    width: int
+    planes: tuple[torch.Tensor, ...]
+    meta: torch.Tensor  # [groups, N]: pairs of (scale, zero or minimum) in the dtype of activations
+    table: torch.Tensor | None = None  # [16] float32
+    table_bytes: torch.Tensor | None = None  # [8] int32: low bytes of the 16 entries in 16 bits, then the high ones
+    order: torch.Tensor | None = None
+
+    @property
+    def nbytes(self) -> int:
+        return sum(plane.nbytes for plane in self.planes) + self.meta.nbytes
+
+    def plane(self, bits: int) -> torch.Tensor:
+        """The plane of so many bits; any where there is none."""
+        return next((p for p in self.planes if p.dtype is _WORDS[bits]), self.planes[0])
+
+
+@dataclass(frozen=True)
+class OctetsWeight:
+    """8-bit integers or floats ``[N, K]``, with a float32 scale (and offset) for each ``group`` of inputs.
+
+    ``w = q * scale + offset``; scales are ``[groups, N]``. ``activation``: how inputs are rounded, to be multiplied in
+    8 bits; then ``sums [N]`` are those of the integers, for inputs with a zero point.
+    """
+
+    q: torch.Tensor
+    scale: torch.Tensor
+    offset: torch.Tensor | None
+    group: int
+    activation: ActivationQuant | None = None
+    sums: torch.Tensor | None = None
+    order: torch.Tensor | None = None
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return (self.q.shape[0], self.q.shape[1])
+
+    @property
+    def nbytes(self) -> int:
+        return self.q.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes)
+
+
+NarrowWeight = PlanesWeight | OctetsWeight
+
+
+def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
+    """Matrices as one weight, their outputs one after another; ``None`` where they differ in more than numbers."""
+    first = parts[0]
+    kinds = {(p.shape, p.bits, p.kind, p.base, p.group, p.width, p.order is None) for p in parts}
+    tables = [p.table for p in parts if p.table is not None]
+    if len(kinds) > 1 or first.order is not None or any(not torch.equal(t, tables[0]) for t in tables):
+        return None
+    planes = tuple(torch.cat(plane, dim=1) for plane in zip(*(p.planes for p in parts), strict=True))
+    shape = (len(parts) * first.shape[0], first.shape[1])
+    return replace(first, shape=shape, planes=planes, meta=torch.cat([p.meta for p in parts], dim=1))
+
+
+def moved(layout: AnyLayout, device: torch.device) -> AnyLayout:
+    """The layout with its tensors on ``device``."""
+    tensors = {f.name: v for f in fields(layout) if isinstance(v := getattr(layout, f.name), torch.Tensor)}
+    return replace(layout, **{name: tensor.to(device) for name, tensor in tensors.items()})
+
+
+def packed(layout: Layout, dtype: torch.dtype) -> NarrowWeight | None:
+    """``layout`` for activations of ``dtype``; ``None`` where only plain weights will do."""
+    match layout:
+        case GroupedInt() if layout.bits in _PLANES:
+            return _grouped(layout.one_level(), dtype)
+        case GroupedInt():
+            return _grouped_octets(layout.one_level())
+        case Codebook():
+            return _codebook(layout, dtype)
+        case Int8Channel():
+            return _int8(layout)
+        case Fp8():
+            return _fp8(layout)
+    return None
+
+
+def _grouped(layout: GroupedInt, dtype: torch.dtype) -> PlanesWeight | None:
+    from quire.ops.triton.planes import MINIMUM, ZERO
+
+    n, k = layout.shape
+    group = kernel_group(layout.group)
+    if group < MIN_GROUP or (layout.minimum is not None and isinstance(layout.zero, torch.Tensor)):
+        return None
+    magic = _MAGIC[dtype]
+    copies = layout.group // group
+    base, kind = 0.0, ZERO.value
+    if isinstance(layout.zero, torch.Tensor):
+        second = layout.zero.float() + magic[1]
+    else:
+        base, kind = layout.zero + magic[1], MINIMUM.value
+        second = torch.zeros_like(layout.scale) if layout.minimum is None else layout.minimum
+    width, planes = _planes(layout.q, layout.bits, group)
+    meta = _meta(layout.scale, second, dtype, copies, -(-k // (8 * width)) * 8 * width // group)
+    return PlanesWeight((n, k), layout.bits, kind, magic, base, group, width, planes, meta, order=layout.order)
+
+
+def _codebook(layout: Codebook, dtype: torch.dtype) -> PlanesWeight | None:
+    from quire.ops.triton.planes import TABLE
+
+    n, k = layout.shape
+    group = kernel_group(layout.group)
+    if group < MIN_GROUP:
+        return None
+    width, planes = _planes(layout.q, 4, group)
+    scale = layout.float_scale
+    groups = -(-k // (8 * width)) * 8 * width // group
+    meta = _meta(scale, torch.zeros_like(scale), dtype, layout.group // group, groups)
+    table_bytes = None
+    if dtype.itemsize == 2:
+        halves = layout.table.to(dtype).view(torch.uint8).view(16, 2)
+        table_bytes = halves.T.contiguous().view(torch.int32).flatten()
+    table = layout.table.float()
+    return PlanesWeight((n, k), 4, TABLE.value, _MAGIC[dtype], 0.0, group, width, planes, meta, table, table_bytes)
+
+
+def _planes(q: torch.Tensor, bits: int, group: int) -> tuple[int, tuple[torch.Tensor, ...]]:
+    """WIDTH and the planes of ``q [N, K] uint8``."""
+    n, k = q.shape
+    padded = {w: -(-k // (8 * w)) * 8 * w for w in _WIDTHS if group % w == 0}
+    width = next(w for w in padded if padded[w] <= min(padded.values()) * _WASTE)
+    if padded[width] != k:
+        q = torch.nn.functional.pad(q, (0, padded[width] - k))
+    blocks = q.view(n, -1, 8, width).transpose(0, 1)  # [blocks, N, field, word]
+    planes, low = [], 0
+    for size in _PLANES[bits]:
+        words = torch.zeros((blocks.shape[0], n, width), dtype=_WORDS[size], device=q.device)
+        for i in range(8):
+            part = (blocks[:, :, i] >> low) & ((1 << size) - 1)
+            words |= (part.to(torch.int32) << (size * i)).to(words.dtype)
+        planes.append(words)
+        low += size
+    return width, tuple(planes)
+
+
+def _meta(
+    scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int
+) -> torch.Tensor:
+    """``[groups, N]`` pairs: float32 as two numbers, 16-bit floats as one int32 with the scale in the low half."""
+    pairs = torch.stack((scale.float(), second.float()), dim=2).repeat_interleave(copies, dim=1)
+    pairs = torch.nn.functional.pad(pairs, (0, 0, 0, groups - pairs.shape[1])).transpose(0, 1).to(dtype).contiguous()
+    return pairs if dtype is torch.float32 else pairs.view(torch.int32).squeeze(2)
+
+
+def _grouped_octets(layout: GroupedInt) -> OctetsWeight | None:
+    group = kernel_group(layout.group)
+    if group < MIN_GROUP:
+        return None
+    scale = layout.scale.float()
+    zero = layout.zero if isinstance(layout.zero, int) else layout.zero.float()
+    offset: torch.Tensor | None = None
+    if not isinstance(zero, int) or zero or layout.minimum is not None:
+        offset = -zero * scale
+        if layout.minimum is not None:
+            offset += layout.minimum.float()
+    q = layout.q.view(torch.int8) if layout.bits == 8 else layout.q.to(torch.int8)
+    copies = layout.group // group
+    return OctetsWeight(q, _turned(scale, copies), _turned(offset, copies), group, order=layout.order)
+
+
+def _int8(layout: Int8Channel) -> OctetsWeight:
+    how, sums = layout.activation, None
+    if how is not None and (how.zero or not how.symmetric):
+        sums = layout.weight.sum(dim=1, dtype=torch.int32)
+    return OctetsWeight(layout.weight.contiguous(), layout.scale.float()[None], None, layout.shape[1], how, sums)
+
+
+def _fp8(layout: Fp8) -> OctetsWeight | None:
+    k, wide = layout.shape[1], min(layout.block[1], layout.shape[1])
+    scale = layout.row_scale().float()
+    group = wide if wide == k else kernel_group(wide)
+    if group < 32:
+        return None
+    return OctetsWeight(layout.weight.contiguous(), _turned(scale, wide // group), None, group, layout.activation)
+
+
+def _turned(scale: torch.Tensor | None, copies: int) -> torch.Tensor | None:
+    return None if scale is None else scale.repeat_interleave(copies, dim=1).T.contiguous()
+
+
+def kernel_group(group: int) -> int:
+    """Inputs that the kernels give one scale: whole blocks, or else the largest power of two that divides group."""
+    return group if group % BLOCK == 0 else math.gcd(group, BLOCK)

@@ -1,0 +1,343 @@
+"""Products with weights of 8 bits, integers or floats, by inputs in 16 bits or, rounded as a checkpoint asks, in 8.
+
+Weights lie as in the checkpoint, ``[N, K]``. They are the left operand: integers and floats that must widen do so in
+registers.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from quire.ops.layouts import ActivationQuant
+from quire.ops.triton.launch import inputs_ready, launch
+from quire.ops.triton.narrow import OctetsWeight
+from quire.ops.triton.tiles import Tiles, prefetch, splits_for
+
+_FP8_MAX = tl.constexpr(448.0)
+_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
+
+
+@triton.jit(do_not_specialize=["rows", "splits"])
+def _product(
+    x_ptr,
+    q_ptr,
+    scale_ptr,  # [groups, N] float32
+    offset_ptr,
+    x_scale_ptr,  # [rows, K / X_GROUP] float32
+    x_zero_ptr,  # [rows] float32
+    sums_ptr,
+    bias_ptr,
+    out_ptr,
+    partial_ptr,  # [splits, rows, N] float32
+    counter_ptr,  # one int32 for each tile, zero before and after
+    rows,
+    N,
+    K,
+    splits,
+    GROUP: tl.constexpr,  # 0: one for all inputs
+    X_GROUP: tl.constexpr,  # 0: one for all inputs; -1: inputs have no scale
+    HAS_OFFSET: tl.constexpr,
+    HAS_ZERO: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    XTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    INTEGER: tl.constexpr = XTYPE == tl.int8
+    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    split = tl.program_id(2)
+    k = tl.arange(0, BLOCK_K)
+    begin = 0
+    end = K
+    if SPLIT:
+        share = tl.cdiv(tl.cdiv(K, splits), BLOCK_K) * BLOCK_K
+        begin = split * share
+        end = tl.minimum(begin + share, K)
+    real = n < N
+    here = m < rows
+    w_rows = q_ptr + tl.where(real, n, 0).to(tl.int64)[:, None] * K + k[None, :]
+    if PDL:  # weights come to the L2 while the kernel ahead still runs
+        for ahead in tl.static_range(4):
+            prefetch(q_ptr + tl.where(real, n, 0).to(tl.int64) * K + tl.minimum(begin + ahead * 128, K - 1))
+    inputs_ready(PDL)
+    x_rows = x_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and GROUP == 0 and X_GROUP <= 0 else tl.float32)
+    for at in tl.range(begin, end, BLOCK_K):
+        if EVEN:
+            w = tl.load(w_rows + at)
+            x = tl.load(x_rows + at, mask=here[:, None], other=0.0)
+        else:
+            inside = (at + k < K)[None, :]
+            w = tl.load(w_rows + at, mask=inside, other=0.0)
+            x = tl.load(x_rows + at, mask=here[:, None] & inside, other=0.0)
+        wide = w.to(XTYPE)
+        if GROUP == 0 and X_GROUP <= 0:
+            if INTEGER:
+                acc = tl.dot(wide, tl.trans(x), acc, out_dtype=tl.int32)
+            else:
+                acc = tl.dot(wide, tl.trans(x), acc, input_precision="ieee")
+        else:
+            if INTEGER:
+                part = tl.dot(wide, tl.trans(x), out_dtype=tl.int32).to(tl.float32)
+            else:
+                part = tl.dot(wide, tl.trans(x), input_precision="ieee")
+            if GROUP > 0:
+                part *= tl.load(scale_ptr + (at // GROUP) * N + n, mask=real, other=0.0)[:, None]
+            if X_GROUP > 0:
+                x_scale = tl.load(x_scale_ptr + m * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
+                part *= x_scale[None, :]
+            if HAS_OFFSET:
+                offset = tl.load(offset_ptr + (at // GROUP) * N + n, mask=real, other=0.0)
+                part += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
+            acc += part
+    mask = here[None, :] & real[:, None]
+    if SPLIT:
+        cell = m[None, :] * N + n[:, None]
+        tl.store(partial_ptr + split * rows.to(tl.int64) * N + cell, acc.to(tl.float32), mask=mask)
+        tl.debug_barrier()  # all of the program's stores come before its sign
+        sign = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
+        if tl.atomic_add(sign, 1, sem="acq_rel") != splits - 1:
+            return
+        tl.store(sign, 0)
+        total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
+            total += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
+    else:
+        total = acc.to(tl.float32)
+    if HAS_ZERO:
+        zero = tl.load(x_zero_ptr + m, mask=here, other=0.0)
+        total -= zero[None, :] * tl.load(sums_ptr + n, mask=real, other=0).to(tl.float32)[:, None]
+    if GROUP == 0:
+        total *= tl.load(scale_ptr + n, mask=real, other=0.0)[:, None]
+    if X_GROUP == 0:
+        total *= tl.load(x_scale_ptr + m, mask=here, other=0.0)[None, :]
+    if HAS_BIAS:
+        total += tl.load(bias_ptr + n, mask=real, other=0.0).to(tl.float32)[:, None]
+    out = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["fixed_scale", "fixed_zero"])
+def _round(
+    x_ptr,
+    out_ptr,
+    scale_ptr,
+    zero_ptr,
+    K,
+    fixed_scale,
+    fixed_zero,
+    GROUP: tl.constexpr,
+    FIXED: tl.constexpr,
+    SYMMETRIC: tl.constexpr,
+    BLOCK: tl.constexpr,
+    DEVICE: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    inputs_ready(PDL)
+    row = tl.program_id(0).to(tl.int64)
+    group = tl.program_id(1)
+    at = group * GROUP + tl.arange(0, BLOCK)
+    mask = (tl.arange(0, BLOCK) < GROUP) & (at < K)
+    x = tl.load(x_ptr + row * K + at, mask=mask, other=0.0).to(tl.float32)
+    FLOAT: tl.constexpr = out_ptr.dtype.element_ty != tl.int8
+    zero = 0.0
+    if FIXED:
+        scale = fixed_scale
+        zero = fixed_zero
+    elif FLOAT or SYMMETRIC:
+        scale = tl.max(tl.abs(x), 0) / (448.0 if FLOAT else 127.5)
+    else:
+        low = tl.minimum(tl.min(x, 0), 0.0)
+        scale = (tl.maximum(tl.max(x, 0), 0.0) - low) / 255.0
+        zero = tl.minimum(tl.maximum(-128.0 - low / tl.maximum(scale, 1e-37), -128.0), 127.0)
+        zero = (zero + _ROUND) - _ROUND
+    q = x / tl.maximum(scale, 1e-37)
+    if FLOAT:
+        q = tl.minimum(tl.maximum(q, -_FP8_MAX), _FP8_MAX)
+        if not DEVICE:  # the interpreter cuts off what the device rounds
+            most = q * 1048577.0
+            q = tl.where(tl.abs(q) < 0.015625, (q + 24576.0) - 24576.0, most - (most - q))
+    else:
+        q = (tl.minimum(tl.maximum(q + zero, -129.0), 128.0) + _ROUND) - _ROUND
+        q = tl.minimum(tl.maximum(q, -128.0), 127.0)
+    tl.store(out_ptr + row * K + at, q.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(scale_ptr + row * tl.num_programs(1) + group, scale)
+    tl.store(zero_ptr + row * tl.num_programs(1) + group, zero)
+
+
+def rounded(x: torch.Tensor, how: ActivationQuant) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``x [T, K]`` in 8 bits, with the scales ``[T, groups]`` and zero points that ``how`` asks for."""
+    rows, k = x.shape
+    group = min(how.group or k, k)
+    groups = triton.cdiv(k, group)
+    q = torch.empty(rows, k, dtype=torch.int8 if how.kind == "int8" else torch.float8_e4m3fn, device=x.device)
+    scale = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
+    zero = torch.empty_like(scale)
+    block = triton.next_power_of_2(group)
+    launch(
+        _round,
+        (rows, groups),
+        x.contiguous(),
+        q,
+        scale,
+        zero,
+        k,
+        how.scale or 1.0,
+        float(how.zero),
+        GROUP=group,
+        FIXED=how.scale is not None,
+        SYMMETRIC=how.symmetric,
+        BLOCK=block,
+        DEVICE=x.device.type == "cuda",
+        num_warps=max(1, min(16, block // 512)),
+    )
+    return q, scale, zero
+
+
+def product(
+    x: torch.Tensor,
+    weight: OctetsWeight,
+    bias: torch.Tensor | None,
+    counters: torch.Tensor,
+    dtype: torch.dtype,
+    scale: torch.Tensor | None = None,
+    zero: torch.Tensor | None = None,
+    tiles: Tiles | None = None,
+) -> torch.Tensor:
+    """``x [T, K] @ weight.T + bias`` in ``dtype``; ``x`` may be rounded to 8 bits, with its scales and zero points."""
+    x = x.contiguous()
+    rows = x.shape[0]
+    n, k = weight.shape
+    out = torch.empty(rows, n, dtype=dtype, device=x.device)
+    if rows == 0:
+        return out
+    x_groups = 0 if scale is None else scale.shape[1]
+    x_group = -1 if scale is None else 0 if x_groups == 1 else triton.cdiv(k, x_groups)
+    group = 0 if weight.scale.shape[0] == 1 and weight.offset is None else weight.group
+    how = weight.activation
+    if how is not None and how.group and x_group > 0:
+        x_group = how.group
+    t = tiles or plan_tiles(rows, n, k, x.dtype.itemsize)
+    block_k = t.block_k
+    for whole in (group, x_group):
+        if whole > 0 and whole % block_k:
+            block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
+    partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
+    launch(
+        _product,
+        (triton.cdiv(rows, t.block_m), triton.cdiv(n, t.block_n), t.splits),
+        x,
+        weight.q,
+        weight.scale,
+        weight.scale if weight.offset is None else weight.offset,
+        weight.scale if scale is None else scale,
+        weight.scale if zero is None else zero,
+        weight.q if weight.sums is None else weight.sums,
+        weight.scale if bias is None else bias,
+        out,
+        partial,
+        counters,
+        rows,
+        n,
+        k,
+        t.splits,
+        GROUP=group,
+        X_GROUP=x_group,
+        HAS_OFFSET=weight.offset is not None,
+        HAS_ZERO=zero is not None and weight.sums is not None,
+        HAS_BIAS=bias is not None,
+        SPLIT=t.splits > 1,
+        EVEN=k % block_k == 0,
+        BLOCK_M=t.block_m,
+        BLOCK_N=t.block_n,
+        BLOCK_K=block_k,
+        num_warps=t.warps,
+        num_stages=t.stages,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["rows", "multiplier"])
+def _expand(
+    ids_ptr,
+    q_ptr,
+    scale_ptr,
+    offset_ptr,
+    out_ptr,
+    rows,
+    N,
+    K,
+    multiplier,
+    GROUP: tl.constexpr,
+    HAS_OFFSET: tl.constexpr,
+    GATHER: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    inputs_ready(PDL)
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    here = row < rows
+    at = row.to(tl.int64)
+    if GATHER:
+        at = tl.load(ids_ptr + row, mask=here, other=0)
+    mask = here[:, None] & (k < K)[None, :]
+    w = tl.load(q_ptr + at[:, None] * K + k[None, :], mask=mask, other=0.0).to(tl.float32)
+    scales = (k // GROUP)[None, :] * N + at[:, None]
+    w *= tl.load(scale_ptr + scales, mask=mask, other=0.0)
+    if HAS_OFFSET:
+        w += tl.load(offset_ptr + scales, mask=mask, other=0.0)
+    if GATHER:
+        w *= multiplier
+    tl.store(out_ptr + row.to(tl.int64)[:, None] * K + k[None, :], w.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+def expand(
+    weight: OctetsWeight, dtype: torch.dtype, ids: torch.Tensor | None = None, multiplier: float = 1.0
+) -> torch.Tensor:
+    """Plain weights, or the rows ``ids`` of them times ``multiplier``."""
+    n, k = weight.shape
+    rows = n if ids is None else len(ids)
+    out = torch.empty(rows, k, dtype=dtype, device=weight.q.device)
+    if rows == 0:
+        return out
+    block_n = 16
+    launch(
+        _expand,
+        (triton.cdiv(rows, block_n), triton.cdiv(k, 256)),
+        weight.scale if ids is None else ids,
+        weight.q,
+        weight.scale,
+        weight.scale if weight.offset is None else weight.offset,
+        out,
+        rows,
+        n,
+        k,
+        multiplier,
+        GROUP=weight.group,
+        HAS_OFFSET=weight.offset is not None,
+        GATHER=ids is not None,
+        BLOCK_N=block_n,
+        BLOCK_K=256,
+        num_warps=4,
+    )
+    return out
+
+
+def plan_tiles(rows: int, n: int, k: int, item: int) -> Tiles:
+    """By shape alone, so that a row's result depends on nothing but the batch size."""
+    if rows <= 16:
+        return Tiles(16, 64, splits_for(triton.cdiv(n, 64), k // 256, 4), 4, 4)
+    if rows <= 64:
+        block_m = 32 if rows <= 32 else 64
+        return Tiles(block_m, 128, splits_for(triton.cdiv(n, 128), k // 256, 2), 4, 4)
+    m_tiles = triton.cdiv(rows, 128)
+    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 256, 1), 8, 3)

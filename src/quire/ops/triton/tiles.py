@@ -1,0 +1,44 @@
+"""What the kernels of quantised products share: tiles, experts, weights that come ahead."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+_WAVE = 132  # programs that an H100 runs at once, one a multiprocessor
+
+
+@dataclass(frozen=True)
+class Tiles:
+    block_m: int
+    block_n: int
+    splits: int  # of the inputs
+    warps: int
+    stages: int
+    block_k: int = 128
+
+
+@dataclass(frozen=True)
+class Experts:
+    """Rows ``offsets[e]`` to ``offsets[e + 1]`` go to matrix e of a stack; ``rows``: which tokens they are."""
+
+    offsets: torch.Tensor
+    rows: torch.Tensor | None
+
+
+@triton.jit
+def prefetch(pointers):
+    """Brings the cache lines to the L2, without waiting for them."""
+    code: tl.constexpr = "prefetch.global.L2 [$1]; mov.u32 $0, 0;"
+    tl.inline_asm_elementwise(code, "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1)
+
+
+def splits_for(programs: int, blocks: int, wanted: int) -> int:
+    """Parts of the inputs: as many as fill the device with ``wanted`` programs a multiprocessor, by powers of two."""
+    splits = 1
+    while splits * 2 * programs <= wanted * _WAVE and splits * 2 <= min(16, blocks):
+        splits *= 2
+    return splits

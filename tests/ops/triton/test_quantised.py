@@ -1,0 +1,108 @@
+"""Products with quantised weights against the reference, for every layout, and what they expand to."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.triton import TritonOps, octets, planes
+from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
+from quire.quant.at_load import NF4
+from quire.quant.mxfp4 import TABLE
+from tests.ops.triton.harness import REFERENCE, close, draw, given
+
+N, K = 72, 512
+ROWS = (1, 3, 16, 40, 300)
+
+
+def grouped(bits: int, group: int, k: int = K, zero: bool = False, minimum: bool = False) -> GroupedInt:
+    signed = bits == 8
+    low, high = (-128, 128) if signed else (0, 1 << bits)
+    kind = torch.int8 if signed else torch.uint8
+    q = torch.randint(low, high, (N, k), dtype=torch.int16).to(kind)
+    scale = (torch.rand(N, k // group) / (high - low) * 0.2 + 1e-3).half()
+    zeros = torch.randint(low, high, (N, k // group), dtype=torch.int16).to(kind)
+    least = torch.randn(N, k // group).half() * 0.1 if minimum else None
+    return GroupedInt(q, scale, least, bits, group, zeros if zero else 0 if signed or minimum else 1 << (bits - 1))
+
+
+def ordered() -> GroupedInt:
+    layout = grouped(4, 128, zero=True)
+    return GroupedInt(layout.q, layout.scale, None, 4, 128, layout.zero, torch.randperm(K))
+
+
+def super_blocks() -> GroupedInt:
+    q = torch.randint(0, 16, (N, K), dtype=torch.uint8)
+    small = torch.randint(1, 64, (2, N, K // 32), dtype=torch.uint8)
+    large = torch.rand(2, N, K // 256).half() * 2e-3
+    return GroupedInt(q, small[0], small[1], 4, 32, 0, None, large[0], -large[1])
+
+
+def codebook(table: torch.Tensor, group: int, exponents: bool = False) -> Codebook:
+    q = torch.randint(0, 16, (N, K), dtype=torch.uint8)
+    shape = (N, K // group)
+    scale = torch.randint(118, 124, shape, dtype=torch.uint8) if exponents else torch.rand(shape) * 0.1
+    return Codebook(q, table, scale, group)
+
+
+def int8(how: ActivationQuant | None) -> Int8Channel:
+    return Int8Channel(torch.randint(-127, 128, (N, K), dtype=torch.int16).to(torch.int8), torch.rand(N) * 1e-3, how)
+
+
+def fp8(block: tuple[int, int], how: ActivationQuant | None, k: int = K) -> Fp8:
+    weight = torch.randn(N, k).to(torch.float8_e4m3fn)
+    return Fp8(weight, torch.rand(-(-N // block[0]), -(-k // block[1])) * 0.1, block, how)
+
+
+LAYOUTS: dict[str, Callable[[], Layout]] = {
+    "2 bits": lambda: grouped(2, 64),
+    "3 bits, zeros": lambda: grouped(3, 128, zero=True),
+    "4 bits": lambda: grouped(4, 128),
+    "4 bits, zeros": lambda: grouped(4, 128, zero=True),
+    "4 bits, minimums, groups of 32": lambda: grouped(4, 32, minimum=True),
+    "4 bits, one group": lambda: grouped(4, K, zero=True),
+    "4 bits, ragged": lambda: grouped(4, 16, 336, zero=True),
+    "4 bits, order": ordered,
+    "4 bits, super-blocks": super_blocks,
+    "5 bits, minimums": lambda: grouped(5, 32, minimum=True),
+    "6 bits, groups of 16": lambda: grouped(6, 16),
+    "8 bits": lambda: grouped(8, 32),
+    "8 bits, zeros": lambda: grouped(8, 128, zero=True),
+    "7 bits, zeros": lambda: grouped(7, 128, zero=True),
+    "groups of 8": lambda: grouped(4, 8),
+    "nf4": lambda: codebook(NF4, 64),
+    "mxfp4": lambda: codebook(TABLE, 32, exponents=True),
+    "int8": lambda: int8(None),
+    "int8, rounded": lambda: int8(ActivationQuant("int8")),
+    "int8, rounded with a zero": lambda: int8(ActivationQuant("int8", symmetric=False)),
+    "int8, fixed": lambda: int8(ActivationQuant("int8", 0.03, 7)),
+    "fp8": lambda: fp8((1, K), None),
+    "fp8, rounded": lambda: fp8((1, K), ActivationQuant("fp8")),
+    "fp8, one scale, fixed": lambda: fp8((N, K), ActivationQuant("fp8", 0.01)),
+    "fp8, blocks": lambda: fp8((32, 128), None),
+    "fp8, blocks, rounded": lambda: fp8((32, 128), ActivationQuant("fp8", group=128), 448),
+}
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+@pytest.mark.parametrize("rows", ROWS)
+def test_linear(ops: TritonOps, name: str, rows: int) -> None:
+    layout = LAYOUTS[name]()
+    x, bias = draw(ops, rows, layout.shape[1]), draw(ops, N)
+    packed = ops.pack(layout)
+    assert packed.shape == layout.shape
+    want = REFERENCE.linear(x, REFERENCE.pack(layout), bias)
+    got = ops.linear(given(ops, x), packed, given(ops, bias))
+    assert got.dtype is ops.dtype
+    close_enough(got, want, layout)
+    assert not ops._counters.any()
+
+
+def close_enough(got: torch.Tensor, want: torch.Tensor, layout: Layout) -> None:
+    """By the size of a result: weights are rounded to the type of activations, as inputs may be to 8 bits."""
+    size = float(want.square().mean().sqrt())
+
+    close(got / size, want / size, scale=3 if got.dtype is not torch.float32 else 5)
