@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -12,27 +12,30 @@ from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops, Weight
 from quire.ops.layouts import Dense, Layout
+from quire.quant.at_load import nbytes, quantize
+from quire.quant.detect import load_method
 
 _SCALE = 0.02
 
 
 class DummyLoader:
-    """As ``Loader``, for a checkpoint without tensors."""
+    """As ``Loader``, for a checkpoint without tensors. ``quantization``: a method of quantising at load."""
 
-    def __init__(self, spec: DecoderSpec, names: WeightMap, ops: Ops) -> None:
+    def __init__(self, spec: DecoderSpec, names: WeightMap, ops: Ops, quantization: str | None = None) -> None:
         self.spec = spec
         self._names = names
         self._ops = ops
+        self._method = load_method(quantization) if quantization else None
 
     def check(self) -> int:
         """Bytes of the weights."""
-        source = _Random(torch.device("meta"), self._ops.dtype, None)
+        source = _Random(self._ops, self._method, self._names.kept_plain, made=False)
         assemble(self.spec, self._names, source)
         return source.nbytes
 
     def decoder(self, threads: int, max_positions: int) -> Decoder:
         torch.manual_seed(0)
-        source = _Random(self._ops.device, self._ops.dtype, self._ops)
+        source = _Random(self._ops, self._method, self._names.kept_plain)
         return Decoder(self.spec, assemble(self.spec, self._names, source), self._ops, max_positions)
 
 
@@ -44,13 +47,15 @@ class _Counted:
 
 
 class _Random:
-    """A ``Source`` of normal values; packs nothing without ``ops``."""
+    """A ``Source`` of normal values; not ``made``: of none, and it packs nothing."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, ops: Ops | None) -> None:
-        self.dtype = dtype
+    def __init__(self, ops: Ops, method: str | None, keep: Sequence[str], made: bool = True) -> None:
+        self.dtype = ops.dtype
         self.nbytes = 0
-        self._device = device
-        self._ops = ops
+        self._device = ops.device
+        self._ops = ops if made else None
+        self._method = method
+        self._keep = tuple(keep)
 
     def has(self, name: str) -> bool:
         return False
@@ -64,9 +69,15 @@ class _Random:
         return values if self._ops is None else values.to(self._device)
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
-        weight = torch.empty((stack * outputs, inputs), dtype=self.dtype, device=self._device)
-        self.nbytes += weight.nbytes
-        return Dense(weight if self._ops is None else weight.normal_(std=_SCALE))
+        method = None if module.endswith(self._keep) else self._method
+        count = stack * outputs * inputs
+        self.nbytes += nbytes(count, method, self._device) if method else count * self.dtype.itemsize
+        device = "meta" if self._ops is None else self._device
+        weight = torch.empty((stack * outputs, inputs), dtype=self.dtype, device=device)
+        if self._ops is None:
+            return Dense(weight)
+        weight.normal_(std=_SCALE)
+        return quantize(weight, method) if method else Dense(weight)
 
     def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
         return self.matrix(name, outputs, inputs, stack)

@@ -186,7 +186,7 @@ def _reader(model: Any, method: str | None) -> Reader:
     """Quantises at load, by ``method``, all but the head."""
     plain, head = _Modules(model), model.get_output_embeddings()
     keep = [name for name, module in model.named_modules() if module is head]
-    return plain if method is None else LoadReader(plain, method, keep)
+    return plain if method is None else LoadReader(plain, method, keep, torch.device("cpu"))
 
 
 def _linears(model: Any) -> dict[str, nn.Linear]:

@@ -39,8 +39,7 @@ class Loader:
         self._checkpoint = checkpoint
         self._names = placed(names, checkpoint.names())
         self._ops = ops
-        keep = [name.rpartition("}.")[2] for name in (names.embedding, names.head, names.moe.router)]
-        self._reader = reader_of(checkpoint, quantization, keep)
+        self._reader = reader_of(checkpoint, quantization, names.kept_plain, ops.device)
 
     def check(self) -> int:
         """Bytes of the loaded weights. Raises ``CheckpointError`` naming a tensor that is missing, misshapen or odd."""

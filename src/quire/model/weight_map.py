@@ -80,3 +80,8 @@ class WeightMap:
     latent: LatentNames = LatentNames()
     moe: MoeNames = MoeNames()
     delta: DeltaNames | None = None
+
+    @property
+    def kept_plain(self) -> list[str]:
+        """Endings of modules that quantisation at load leaves as they are: embedding, head, routers."""
+        return [name.rpartition("}.")[2] for name in (self.embedding, self.head, self.moe.router)]

@@ -11,10 +11,11 @@ from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt,
 from quire.quant.grouped import MIN_GROUP
 from quire.quant.reader import Reader
 
-_CHUNK = 1 << 19  # weights that are float32 at a time: they stay in the processor's cache
+_CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights that are float32 at a time: a processor's cache, or a busy GPU
 _FP8_MAX = 448.0
 _INT4_GROUP, _NF4_GROUP = 128, 64
 _BITS = {"int8": 8.0, "fp8": 8.0, "int4": 4.0 + 24 / _INT4_GROUP, "nf4": 4.0 + 32 / _NF4_GROUP}
+_DEVICE_BITS = _BITS | {"int4": 4.0 + 32 / _INT4_GROUP}  # zeros are as wide as scales there
 # The 16 values of nf4, quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendix E).
 NF4 = torch.tensor(
     [
@@ -27,29 +28,37 @@ _NF4_BORDERS: list[float] = ((NF4[1:] + NF4[:-1]) / 2).tolist()
 
 
 class LoadReader:
-    """``reader``'s weights by ``method``; modules whose names end in one of ``keep`` stay as they are."""
+    """``reader``'s weights by ``method``, computed on ``device``; modules that end in one of ``keep`` stay."""
 
-    def __init__(self, reader: Reader, method: str, keep: Collection[str]) -> None:
+    def __init__(self, reader: Reader, method: str, keep: Collection[str], device: torch.device) -> None:
         self._reader = reader
         self._method = method
         self._keep = tuple(keep)
+        self._device = device
 
     def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
         return self._reader.tensors(module, outputs, inputs, stack)
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
         stored = self._reader.nbytes(module, outputs, inputs, stack)
-        return stored if self._kept(module) else min(stored, int(stack * outputs * inputs * _BITS[self._method] / 8))
+        return (
+            stored if self._kept(module) else min(stored, nbytes(stack * outputs * inputs, self._method, self._device))
+        )
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         layout = self._reader.read(module, outputs, inputs, stack)
         return self.made(module, layout.weight) if isinstance(layout, Dense) else layout
 
     def made(self, module: str, weight: torch.Tensor) -> Layout:
-        return Dense(weight) if self._kept(module) else quantize(weight, self._method)
+        return Dense(weight) if self._kept(module) else quantize(weight.to(self._device), self._method)
 
     def _kept(self, module: str) -> bool:
         return module.endswith(self._keep) if self._keep else False
+
+
+def nbytes(weights: int, method: str, device: torch.device) -> int:
+    """Bytes that so many weights take, quantised, on a device."""
+    return int(weights * (_BITS if device.type == "cpu" else _DEVICE_BITS)[method] / 8)
 
 
 def quantize(weight: torch.Tensor, method: str) -> Layout:
@@ -59,7 +68,7 @@ def quantize(weight: torch.Tensor, method: str) -> Layout:
 
 def _int8(weight: torch.Tensor) -> Layout:
     scale = weight.abs().amax(dim=1).float().clamp_(min=1e-12) / 127
-    q = torch.empty(weight.shape, dtype=torch.int8)
+    q = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
     for rows in _chunks(weight):
         q[rows] = (weight[rows].float() / scale[rows, None]).round_()
     return Int8Channel(q, scale)
@@ -67,7 +76,7 @@ def _int8(weight: torch.Tensor) -> Layout:
 
 def _fp8(weight: torch.Tensor) -> Layout:
     scale = weight.abs().amax(dim=1).float().clamp_(min=1e-12) / _FP8_MAX
-    q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn)
+    q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
     for rows in _chunks(weight):
         q[rows] = (weight[rows].float() / scale[rows, None]).clamp_(-_FP8_MAX, _FP8_MAX).to(q.dtype)
     return Fp8(q, scale[:, None], (1, weight.shape[1]), ActivationQuant("fp8"))
@@ -77,9 +86,9 @@ def _int4(weight: torch.Tensor) -> Layout:
     n, k = weight.shape
     if (group := math.gcd(k, _INT4_GROUP)) < MIN_GROUP:
         return Dense(weight)
-    q = torch.empty((n, k // group, group), dtype=torch.uint8)
-    scale = torch.empty((n, k // group), dtype=torch.float16)
-    zero = torch.empty((n, k // group), dtype=torch.uint8)
+    q = torch.empty((n, k // group, group), dtype=torch.uint8, device=weight.device)
+    scale = torch.empty((n, k // group), dtype=torch.float16, device=weight.device)
+    zero = torch.empty((n, k // group), dtype=torch.uint8, device=weight.device)
     for rows in _chunks(weight):
         w = weight[rows].float().view(-1, k // group, group)
         low, high = w.amin(dim=2).clamp_(max=0), w.amax(dim=2).clamp_(min=0)
@@ -94,21 +103,21 @@ def _nf4(weight: torch.Tensor) -> Layout:
     n, k = weight.shape
     if (group := math.gcd(k, _NF4_GROUP)) < MIN_GROUP:
         return Dense(weight)
-    q = torch.empty((n, k // group, group), dtype=torch.uint8)
-    scale = torch.empty((n, k // group))
+    q = torch.empty((n, k // group, group), dtype=torch.uint8, device=weight.device)
+    scale = torch.empty((n, k // group), device=weight.device)
     for rows in _chunks(weight):
         w = weight[rows].float().view(-1, k // group, group)
         scale[rows] = w.abs().amax(dim=2)
         w = w / scale[rows][..., None].clamp(min=1e-38)
-        codes = torch.zeros(w.shape, dtype=torch.uint8)
+        codes = torch.zeros(w.shape, dtype=torch.uint8, device=w.device)
         for border in _NF4_BORDERS:  # several times as fast as torch.bucketize
             codes += w > border
         q[rows] = codes
-    return Codebook(q.view(n, k), NF4, scale, group)
+    return Codebook(q.view(n, k), NF4.to(weight.device), scale, group)
 
 
 def _chunks(weight: torch.Tensor) -> list[slice]:
-    step = max(1, _CHUNK // weight.shape[1])
+    step = max(1, _CHUNK[weight.device.type] // weight.shape[1])
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+import torch
+
 from quire.config.quantization import CHECKPOINT_METHODS, LOAD_METHODS
 from quire.quant.at_load import LoadReader
 from quire.quant.awq import awq_schemes
@@ -19,6 +21,7 @@ from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 from quire.weights.hf_checkpoint import read_json
 
+_CPU = torch.device("cpu")
 Schemes = Callable[[Checkpoint, Mapping[str, Any]], Callable[[str], Scheme | None]]
 _READERS: dict[str, Schemes] = {
     "gptq": gptq_schemes,
@@ -31,16 +34,22 @@ _READERS: dict[str, Schemes] = {
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # beside the config, before 2024
 
 
-def reader_of(checkpoint: Checkpoint, quantization: str | None, keep: Collection[str] = ()) -> Reader:
+def reader_of(
+    checkpoint: Checkpoint,
+    quantization: str | None,
+    keep: Collection[str] = (),
+    device: torch.device = _CPU,
+) -> Reader:
     """The reader of a checkpoint's linear layers.
 
     ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
-    are (embedding, head, routers). Raises ``CheckpointError`` where the two contradict each other.
+    are (embedding, head, routers). ``device``: where that is computed. Raises ``CheckpointError`` where
+    the two contradict each other.
     """
     own, config = _own(checkpoint)
     plain = PlainReader(checkpoint)
     if own is None:
-        return plain if quantization is None else LoadReader(plain, load_method(quantization), keep)
+        return plain if quantization is None else LoadReader(plain, load_method(quantization), keep, device)
     if quantization is not None and CHECKPOINT_METHODS.get(quantization) != own:
         raise CheckpointError(
             f"The checkpoint is quantised already, by {own}, so that --quantization {quantization} can't apply; "

@@ -111,5 +111,5 @@ def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLo
             raise
         return FallbackLoader(checkpoint.path, checkpoint.config, ops, config.quantization)
     if config.load_format == "dummy":
-        return DummyLoader(spec, names, ops)
+        return DummyLoader(spec, names, ops, config.quantization)
     return Loader(checkpoint, spec, names, ops, config.quantization)

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
-from quire.ops.triton import TritonOps, octets, planes
-from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
+from quire.ops.triton import TritonOps
 from quire.quant.at_load import NF4
 from quire.quant.mxfp4 import TABLE
 from tests.ops.triton.harness import REFERENCE, close, draw, given

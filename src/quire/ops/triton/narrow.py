@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 
@@ -90,7 +90,8 @@ def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
 def moved(layout: AnyLayout, device: torch.device) -> AnyLayout:
     """The layout with its tensors on ``device``."""
     tensors = {f.name: v for f in fields(layout) if isinstance(v := getattr(layout, f.name), torch.Tensor)}
-    return replace(layout, **{name: tensor.to(device) for name, tensor in tensors.items()})
+    moves: dict[str, Any] = {name: tensor.to(device) for name, tensor in tensors.items()}
+    return replace(layout, **moves)
 
 
 def packed(layout: Layout, dtype: torch.dtype) -> NarrowWeight | None:
@@ -167,9 +168,7 @@ def _planes(q: torch.Tensor, bits: int, group: int) -> tuple[int, tuple[torch.Te
     return width, tuple(planes)
 
 
-def _meta(
-    scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int
-) -> torch.Tensor:
+def _meta(scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int) -> torch.Tensor:
     """``[groups, N]`` pairs: float32 as two numbers, 16-bit floats as one int32 with the scale in the low half."""
     pairs = torch.stack((scale.float(), second.float()), dim=2).repeat_interleave(copies, dim=1)
     pairs = torch.nn.functional.pad(pairs, (0, 0, 0, groups - pairs.shape[1])).transpose(0, 1).to(dtype).contiguous()
@@ -189,7 +188,9 @@ def _grouped_octets(layout: GroupedInt) -> OctetsWeight | None:
             offset += layout.minimum.float()
     q = layout.q.view(torch.int8) if layout.bits == 8 else layout.q.to(torch.int8)
     copies = layout.group // group
-    return OctetsWeight(q, _turned(scale, copies), _turned(offset, copies), group, order=layout.order)
+    return OctetsWeight(
+        q, _turned(scale, copies), None if offset is None else _turned(offset, copies), group, order=layout.order
+    )
 
 
 def _int8(layout: Int8Channel) -> OctetsWeight:
@@ -208,8 +209,8 @@ def _fp8(layout: Fp8) -> OctetsWeight | None:
     return OctetsWeight(layout.weight.contiguous(), _turned(scale, wide // group), None, group, layout.activation)
 
 
-def _turned(scale: torch.Tensor | None, copies: int) -> torch.Tensor | None:
-    return None if scale is None else scale.repeat_interleave(copies, dim=1).T.contiguous()
+def _turned(scale: torch.Tensor, copies: int) -> torch.Tensor:
+    return scale.repeat_interleave(copies, dim=1).T.contiguous()
 
 
 def kernel_group(group: int) -> int:

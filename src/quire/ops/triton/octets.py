@@ -49,7 +49,7 @@ def _product(
     PDL: tl.constexpr,
 ):
     XTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    INTEGER: tl.constexpr = XTYPE == tl.int8
+    INTEGER: tl.constexpr = tl.int8 == XTYPE
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
@@ -333,11 +333,15 @@ def expand(
 
 
 def plan_tiles(rows: int, n: int, k: int, item: int) -> Tiles:
-    """By shape alone, so that a row's result depends on nothing but the batch size."""
-    if rows <= 16:
-        return Tiles(16, 64, splits_for(triton.cdiv(n, 64), k // 256, 4), 4, 4)
+    """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results).
+
+    ``item``: bytes of an input.
+    """
     if rows <= 64:
-        block_m = 32 if rows <= 32 else 64
-        return Tiles(block_m, 128, splits_for(triton.cdiv(n, 128), k // 256, 2), 4, 4)
+        block_m = max(16, triton.next_power_of_2(rows))
+        splits = splits_for(triton.cdiv(n, 64), k // 512, 2)
+        if item > 1:  # weights that widen take registers, and inputs more room
+            return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3)
+        return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3, block_k=256)
     m_tiles = triton.cdiv(rows, 128)
-    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 256, 1), 8, 3)
+    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 512, 1), 8, 3)

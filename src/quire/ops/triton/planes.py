@@ -14,8 +14,8 @@ import triton.language as tl
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PlanesWeight
-from quire.ops.triton.tiles import Experts, Tiles, prefetch, splits_for
 from quire.ops.triton.search import owner_of
+from quire.ops.triton.tiles import Experts, Tiles, prefetch, splits_for
 
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
@@ -74,17 +74,17 @@ _SCALED_FP16 = tl.constexpr("{ .reg .b32 t; sub.rn.f16x2 t, $1, $2; mul.rn.f16x2
 
 
 @triton.jit
-def _fields(plane4, plane2, plane1, I: tl.constexpr, BITS: tl.constexpr):
-    """Field I of all words."""
+def _fields(plane4, plane2, plane1, FIELD: tl.constexpr, BITS: tl.constexpr):
+    """One field of all words."""
     if BITS == 4:
-        return (plane4 >> (4 * I)) & 15
+        return (plane4 >> (4 * FIELD)) & 15
     if BITS == 2:
-        return (plane2.to(tl.int32) >> (2 * I)) & 3
+        return (plane2.to(tl.int32) >> (2 * FIELD)) & 3
     if BITS == 3:
-        return ((plane2.to(tl.int32) >> (2 * I)) & 3) | (((plane1.to(tl.int32) >> I) & 1) << 2)
+        return ((plane2.to(tl.int32) >> (2 * FIELD)) & 3) | (((plane1.to(tl.int32) >> FIELD) & 1) << 2)
     if BITS == 5:
-        return ((plane4 >> (4 * I)) & 15) | (((plane1.to(tl.int32) >> I) & 1) << 4)
-    return ((plane4 >> (4 * I)) & 15) | (((plane2.to(tl.int32) >> (2 * I)) & 3) << 4)
+        return ((plane4 >> (4 * FIELD)) & 15) | (((plane1.to(tl.int32) >> FIELD) & 1) << 4)
+    return ((plane4 >> (4 * FIELD)) & 15) | (((plane2.to(tl.int32) >> (2 * FIELD)) & 3) << 4)
 
 
 @triton.jit
@@ -98,7 +98,7 @@ def _floats(fields, MAGIC: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit
 def _pair(meta_ptr, at, DTYPE: tl.constexpr):
     """Scale and zero (or minimum) of each output in one group."""
-    if DTYPE == tl.float32:
+    if tl.float32 == DTYPE:
         return tl.load(meta_ptr + 2 * at), tl.load(meta_ptr + 2 * at + 1)
     both = tl.load(meta_ptr + at)
     scale = (both & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
@@ -111,7 +111,7 @@ def _affine(t, scale, second, base, KIND: tl.constexpr, PTX: tl.constexpr, DTYPE
     if KIND == TABLE:
         return t * scale
     if PTX:
-        brain: tl.constexpr = DTYPE == tl.bfloat16
+        brain: tl.constexpr = tl.bfloat16 == DTYPE
         if KIND == ZERO:
             code: tl.constexpr = _SCALED_BF16 if brain else _SCALED_FP16
             return tl.inline_asm_elementwise(code, _SCALED_REGS, [t, second, scale], t.dtype, True, 2)
@@ -124,6 +124,16 @@ def _affine(t, scale, second, base, KIND: tl.constexpr, PTX: tl.constexpr, DTYPE
 
 
 @triton.jit
+def _scaled_sum(part, sums, scale, second, base, KIND: tl.constexpr):
+    """The sum of weights times inputs over a group, from that of fields' floats times inputs and that of inputs."""
+    if KIND == TABLE:
+        return part * scale[:, None]
+    if KIND == ZERO:
+        return (part - sums * second[:, None]) * scale[:, None]
+    return (part - sums * base) * scale[:, None] + sums * second[:, None]
+
+
+@triton.jit
 def _eight(words, table_ptr, KIND: tl.constexpr, DTYPE: tl.constexpr):
     """All eight 4-bit fields as floats, by PTX."""
     if KIND == TABLE:
@@ -132,11 +142,11 @@ def _eight(words, table_ptr, KIND: tl.constexpr, DTYPE: tl.constexpr):
         t4, t5 = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
         t6, t7 = tl.load(table_ptr + 6), tl.load(table_ptr + 7)
         args = [words, t0, t1, t2, t3, t4, t5, t6, t7]
-        if DTYPE == tl.bfloat16:
+        if tl.bfloat16 == DTYPE:
             eight = tl.inline_asm_elementwise(_LOOKUPS, _LOOKUPS_REGS, args, (tl.bfloat16,) * 8, True, 2)
         else:
             eight = tl.inline_asm_elementwise(_LOOKUPS, _LOOKUPS_REGS, args, (tl.float16,) * 8, True, 2)
-    elif DTYPE == tl.bfloat16:
+    elif tl.bfloat16 == DTYPE:
         eight = tl.inline_asm_elementwise(_NIBBLES_BF16, _NIBBLES_REGS, [words], (tl.bfloat16,) * 8, True, 2)
     else:
         eight = tl.inline_asm_elementwise(_NIBBLES_FP16, _NIBBLES_REGS, [words], (tl.float16,) * 8, True, 2)
@@ -169,6 +179,8 @@ def _product(
     BASE: tl.constexpr,
     GROUP: tl.constexpr,
     WIDTH: tl.constexpr,
+    STEP: tl.constexpr,  # words of a block that are taken at a time
+    SUMS: tl.constexpr,  # scale sums of products, not weights: cheaper for few rows
     RAGGED: tl.constexpr,  # K is no multiple of a block
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -185,7 +197,7 @@ def _product(
     n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     real = n < N
     split = tl.program_id(2)
-    j = tl.arange(0, WIDTH)
+    j = tl.arange(0, STEP)
     begin = 0
     end = tl.cdiv(K, BLOCK)
     if SPLIT:
@@ -218,9 +230,12 @@ def _product(
     x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
     at = tl.where(real, at, 0).to(tl.int64)  # an output beyond the last one is read as the first, and never written
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    for block in tl.range(begin, end):
+    ones = tl.full([BLOCK_N, STEP], 1.0, DTYPE)
+    for piece in tl.range(begin * (WIDTH // STEP), end * (WIDTH // STEP)):
+        block = piece // (WIDTH // STEP)
+        skip = piece % (WIDTH // STEP) * STEP
         place = block * STORED + at
-        words = place[:, None] * WIDTH + j[None, :]
+        words = place[:, None] * WIDTH + (skip + j)[None, :]
         plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
         plane2 = tl.load(plane2_ptr + words) if BITS == 2 or BITS == 3 or BITS == 6 else 0
         plane1 = tl.load(plane1_ptr + words) if BITS == 3 or BITS == 5 else 0
@@ -230,18 +245,29 @@ def _product(
             if i * WIDTH % GROUP == 0:
                 group = (block * BLOCK + i * WIDTH) // GROUP
                 scale, second = _pair(meta_ptr, group * STORED + at, DTYPE)
+                if SUMS:
+                    part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
+                    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
             if PTX and BITS == 4:
                 t = eight[i]
             elif KIND == TABLE:
                 t = tl.load(table_ptr + _fields(plane4, plane2, plane1, i, BITS)).to(DTYPE)
             else:
                 t = _floats(_fields(plane4, plane2, plane1, i, BITS), MAGIC, DTYPE)
-            w = _affine(t, scale[:, None], second[:, None], BASE, KIND, PTX, DTYPE)
+            k = block * BLOCK + i * WIDTH + skip
             mask = here[:, None]
             if RAGGED:
-                mask = mask & (block * BLOCK + i * WIDTH + j < K)[None, :]
-            x = tl.load(x_rows + (block * BLOCK + i * WIDTH), mask=mask, other=0.0)
-            acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+                mask = mask & (k + j < K)[None, :]
+            x = tl.trans(tl.load(x_rows + k, mask=mask, other=0.0))
+            if SUMS:
+                part = tl.dot(t, x, part, input_precision="ieee")
+                if KIND != TABLE:
+                    sums = tl.dot(ones, x, sums, input_precision="ieee")
+                if (i + 1) * WIDTH % GROUP == 0 or i == 7:
+                    acc += _scaled_sum(part, sums, scale.to(tl.float32), second.to(tl.float32), BASE, KIND)
+            else:
+                w = _affine(t, scale[:, None], second[:, None], BASE, KIND, PTX, DTYPE)
+                acc = tl.dot(w, x, acc, input_precision="ieee")
     mask = here[None, :] & real[:, None]
     if SPLIT:
         cell = row[None, :] * N + n[:, None]
@@ -369,6 +395,8 @@ def product(
         BASE=weight.base,
         GROUP=weight.group,
         WIDTH=weight.width,
+        STEP=min(t.step, weight.width),
+        SUMS=t.block_m <= 8,
         RAGGED=k % (8 * weight.width) != 0,
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
@@ -426,14 +454,17 @@ def expand(
 
 
 def plan_tiles(rows: int, n: int, k: int, width: int, grouped: bool = False) -> Tiles:
-    """By shape alone, so that a row's result depends on nothing but the batch size."""
+    """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results)."""
     blocks = triton.cdiv(k, 8 * width)
-    if rows <= 8 and not grouped:
-        return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 4), 4, 4)
-    if rows <= 16 or (grouped and rows <= 16):
-        return Tiles(16, 64, 1 if grouped else splits_for(triton.cdiv(n, 64), blocks, 4), 4, 4)
     if rows <= 64:
-        block_m = 32 if rows <= 32 else 64
-        return Tiles(block_m, 128, 1 if grouped else splits_for(triton.cdiv(n, 128), blocks, 2), 4, 3)
-    m_tiles = triton.cdiv(rows, 128)
-    return Tiles(128, 128, 1 if grouped else splits_for(m_tiles * triton.cdiv(n, 128), blocks, 1), 8, 2)
+        block_m = max(8, triton.next_power_of_2(rows))
+        if grouped:
+            return Tiles(max(16, block_m), 64, 1, 4, 3)
+        splits = splits_for(triton.cdiv(n, 128), blocks, 4 if block_m < 64 else 2)
+        if block_m < 64:
+            return Tiles(block_m, 128, splits, 4, 4 if block_m == 8 else 3)
+        return Tiles(64, 128, splits, 8 if splits > 1 else 4, 3 if splits > 1 else 2)
+    if grouped:
+        return Tiles(128, 128, 1, 8, 2, step=16)
+    splits = splits_for(triton.cdiv(rows, 128) * triton.cdiv(n, 256), blocks, 1)
+    return Tiles(128, 256, splits, 8, 3, step=16)

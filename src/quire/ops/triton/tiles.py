@@ -18,7 +18,8 @@ class Tiles:
     splits: int  # of the inputs
     warps: int
     stages: int
-    block_k: int = 128
+    block_k: int = 128  # of octets
+    step: int = 32  # of planes: words of a block that are taken at a time
 
 
 @dataclass(frozen=True)
