@@ -7,11 +7,16 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from quire.model.decoder import Step
+from quire.model.dummy import DummyLoader
+from quire.model.families import describe
 from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
 from quire.ops.triton import TritonOps
+from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
+from quire.ops.triton.quantised import expand
 from quire.quant.at_load import NF4
 from quire.quant.mxfp4 import TABLE
-from tests.ops.triton.harness import REFERENCE, close, draw, given
+from tests.ops.triton.harness import REFERENCE, close, draw, given, make_step
 
 N, K = 72, 512
 ROWS = (1, 3, 16, 40, 300)
@@ -96,12 +101,79 @@ def test_linear(ops: TritonOps, name: str, rows: int) -> None:
     want = REFERENCE.linear(x, REFERENCE.pack(layout), bias)
     got = ops.linear(given(ops, x), packed, given(ops, bias))
     assert got.dtype is ops.dtype
-    close_enough(got, want, layout)
+    close_enough(got, want)
     assert not ops._counters.any()
 
 
-def close_enough(got: torch.Tensor, want: torch.Tensor, layout: Layout) -> None:
+def close_enough(got: torch.Tensor, want: torch.Tensor) -> None:
     """By the size of a result: weights are rounded to the type of activations, as inputs may be to 8 bits."""
     size = float(want.square().mean().sqrt())
-
     close(got / size, want / size, scale=3 if got.dtype is not torch.float32 else 5)
+
+
+@pytest.mark.parametrize("name", ["4 bits, order", "4 bits, ragged", "6 bits, groups of 16", "nf4", "8 bits", "fp8"])
+def test_expanded(ops: TritonOps, name: str) -> None:
+    layout = LAYOUTS[name]()
+    packed = ops.pack(layout)
+    assert isinstance(packed, PlanesWeight | OctetsWeight)
+    want, size = layout.dequantize(), float(layout.dequantize().abs().max())
+    close(expand(packed, ops.dtype) / size, want / size)
+    ids = torch.tensor([3, 0, N - 1])
+    close(ops.embed(packed, ids.to(ops.device), 1.5) / size, want[ids] * 1.5 / size, scale=2)
+
+
+@pytest.mark.parametrize("name", ["4 bits, zeros", "mxfp4"])
+@pytest.mark.parametrize("tokens", [3, 40])
+def test_experts(ops: TritonOps, name: str, tokens: int) -> None:
+    layouts = [LAYOUTS[name]() for _ in range(3)]
+    stack = ops.pack_stack(layouts)
+    assert isinstance(stack, PlanesWeight)
+    x, bias = draw(ops, tokens, K), draw(ops, 3, N)
+    offsets = torch.tensor([0, 2, 2, tokens], dtype=torch.int32)
+    rows = torch.randperm(tokens).int()
+    want = REFERENCE.grouped_linear(x, REFERENCE.pack_stack(layouts), offsets, bias, rows)
+    more = (offsets.to(ops.device), given(ops, bias), rows.to(ops.device))
+    close_enough(ops.grouped_linear(given(ops, x), stack, *more), want)
+
+
+def test_widths() -> None:
+    """Bits of a weight in device memory."""
+    ops = TritonOps("cpu", torch.float16)
+    bits = {"4 bits, zeros": 4.25, "nf4": 4.5, "mxfp4": 5.0, "6 bits, groups of 16": 8.0, "3 bits, zeros": 3.25}
+    for name, wanted in bits.items():
+        layout = LAYOUTS[name]()
+        assert ops.pack(layout).nbytes * 8 / layout.shape[0] / layout.shape[1] == wanted
+
+
+@pytest.mark.parametrize("method", ["int4", "nf4", "fp8", "int8"])
+def test_model(method: str) -> None:
+    """A whole model with quantised weights."""
+    config = _CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    spec, names = describe(config)
+    logits = []
+    for ops in (REFERENCE, TritonOps("cpu", torch.float32)):
+        decoder = DummyLoader(spec, names, ops, method).decoder(1, 64)
+        torch.manual_seed(1)
+        step, pages = make_step([(9, 9), (20, 1)], 16)
+        stores = [ops.new_pages(pages, 16, 2, 16, torch.float32) for _ in spec.layers]
+        for store in stores:
+            store.k.zero_()
+            store.v.zero_()
+        hidden = decoder.forward(Step(torch.arange(10) * 7, [step]), stores)
+        logits.append(decoder.logits(hidden))
+    torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3 * float(logits[0].abs().max()))
+
+
+_CONFIG = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 128,
+    "vocab_size": 96,
+    "tie_word_embeddings": False,
+    "rope_theta": 1e4,
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 64,
+}

@@ -339,9 +339,9 @@ def plan_tiles(rows: int, n: int, k: int, item: int) -> Tiles:
     """
     if rows <= 64:
         block_m = max(16, triton.next_power_of_2(rows))
-        splits = splits_for(triton.cdiv(n, 64), k // 512, 2)
+        splits = splits_for(triton.cdiv(n, 64), k // 512, 132 if k <= 8192 else 264)
         if item > 1:  # weights that widen take registers, and inputs more room
             return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3)
         return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3, block_k=256)
     m_tiles = triton.cdiv(rows, 128)
-    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 512, 1), 8, 3)
+    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 512, 132), 8, 3)

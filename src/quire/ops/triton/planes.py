@@ -17,6 +17,7 @@ from quire.ops.triton.narrow import PlanesWeight
 from quire.ops.triton.search import owner_of
 from quire.ops.triton.tiles import Experts, Tiles, prefetch, splits_for
 
+_MANY_OUTPUTS = 16384
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -363,7 +364,7 @@ def product(
     out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    t = tiles or plan_tiles(rows // count if count > 1 else rows, n, k, weight.width, count > 1)
+    t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     ptx = x.device.type == "cuda" and x.dtype.itemsize == 2
@@ -396,7 +397,7 @@ def product(
         GROUP=weight.group,
         WIDTH=weight.width,
         STEP=min(t.step, weight.width),
-        SUMS=t.block_m <= 8,
+        SUMS=t.block_m <= 8 and weight.table is None,
         RAGGED=k % (8 * weight.width) != 0,
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
@@ -453,18 +454,21 @@ def expand(
     return out
 
 
-def plan_tiles(rows: int, n: int, k: int, width: int, grouped: bool = False) -> Tiles:
+def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False) -> Tiles:
     """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results)."""
-    blocks = triton.cdiv(k, 8 * width)
-    if rows <= 64:
-        block_m = max(8, triton.next_power_of_2(rows))
-        if grouped:
-            return Tiles(max(16, block_m), 64, 1, 4, 3)
-        splits = splits_for(triton.cdiv(n, 128), blocks, 4 if block_m < 64 else 2)
-        if block_m < 64:
-            return Tiles(block_m, 128, splits, 4, 4 if block_m == 8 else 3)
-        return Tiles(64, 128, splits, 8 if splits > 1 else 4, 3 if splits > 1 else 2)
+    blocks = triton.cdiv(k, 8 * weight.width)
+    block_m = max(16 if grouped or weight.table is not None else 8, triton.next_power_of_2(rows))
     if grouped:
-        return Tiles(128, 128, 1, 8, 2, step=16)
-    splits = splits_for(triton.cdiv(rows, 128) * triton.cdiv(n, 256), blocks, 1)
-    return Tiles(128, 256, splits, 8, 3, step=16)
+        return Tiles(block_m, 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 2, step=16)
+    if rows > 64:
+        if n >= _MANY_OUTPUTS and rows > 192:
+            return Tiles(128, 256, 1, 8, 3, step=16)
+        return Tiles(64, 256, splits_for(triton.cdiv(rows, 64) * triton.cdiv(n, 256), blocks, 132), 8, 3)
+    if weight.table is not None:  # a look-up takes more registers
+        return Tiles(block_m, 64, splits_for(triton.cdiv(n, 64), blocks, 900), 4, 3)
+    if block_m == 8 and n < _MANY_OUTPUTS:
+        return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 528), 4, 3)
+    if block_m == 64:
+        splits = splits_for(triton.cdiv(n, 128), blocks, 200)
+        return Tiles(64, 128, splits, 8, 3 if splits > 1 else 2)
+    return Tiles(block_m, 128, splits_for(triton.cdiv(n, 128), blocks, 528), 2 if block_m == 8 else 4, 3)

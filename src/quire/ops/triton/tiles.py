@@ -8,8 +8,6 @@ import torch
 import triton
 import triton.language as tl
 
-_WAVE = 132  # programs that an H100 runs at once, one a multiprocessor
-
 
 @dataclass(frozen=True)
 class Tiles:
@@ -37,9 +35,9 @@ def prefetch(pointers):
     tl.inline_asm_elementwise(code, "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1)
 
 
-def splits_for(programs: int, blocks: int, wanted: int) -> int:
-    """Parts of the inputs: as many as fill the device with ``wanted`` programs a multiprocessor, by powers of two."""
+def splits_for(programs: int, blocks: int, most: int) -> int:
+    """Parts of the inputs, by powers of two: so many that there are at most ``most`` programs."""
     splits = 1
-    while splits * 2 * programs <= wanted * _WAVE and splits * 2 <= min(16, blocks):
+    while splits * 2 * programs <= most and splits * 2 <= min(8, blocks):
         splits *= 2
     return splits
