@@ -51,7 +51,7 @@ def main() -> int:
     args = read_arguments()
     with progress_bar() as progress:
         model = resolve(args.model, progress=progress)
-    engines = [quire(model), *peers(args, model)]
+    engines = [*quire(model), *peers(args, model)]
     rounds = asyncio.run(run_rounds(engines, args.workloads, args.rounds, args.idle))
     figures = {
         "model": args.model,
@@ -149,7 +149,7 @@ def medians(rounds: Sequence[dict[str, Any]], workloads: Sequence[str]) -> dict[
 def show(figures: dict[str, Any], workloads: Sequence[str]) -> bool:
     """Print the tables; whether every bar is met."""
     median: dict[str, dict[str, float]] = figures["median"]
-    others = [name for name in median if name != "quire"]
+    others = [name for name in median if not name.startswith("quire")]
     verdicts = []
     table = Table("", *median, "ratio to best peer", "bar", title="median over the rounds")
     for name in workloads:

@@ -36,9 +36,10 @@ def llama_instructions(binaries: Path) -> list[str]:
     return [name for name in names if getattr(kernels, f"ggml_cpu_has_{name}")()]
 
 
-def quire(model: Path) -> Engine:
-    """Quire as ``quire serve`` starts it, without any tuning flag."""
-    return Engine("quire", f"{sys.executable} -m quire serve {shlex.quote(str(model))} --port {{port}}")
+def quire(model: Path) -> list[Engine]:
+    """Quire as ``quire serve`` starts it, without any tuning flag; and with activations in 16 bits."""
+    command = f"{sys.executable} -m quire serve {shlex.quote(str(model))} --port {{port}}"
+    return [Engine("quire", command), Engine("quire int16", f"{command} --cpu-activations int16")]
 
 
 def llama_engines(binaries: Path, model: Path, folder: Path) -> list[Engine]:

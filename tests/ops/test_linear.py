@@ -101,7 +101,7 @@ def magnitude(layout: Layout) -> torch.Tensor:
     return matrix(unsigned) + matrix(replace(unsigned, q=torch.full_like(layout.q, abs(layout.zero))))
 
 
-def check(ops: Ops, layout: Layout, rows: int, bias: bool) -> None:
+def check(ops: Ops, layout: Layout, rows: int, bias: bool, limit: float = 1e-6) -> None:
     n, k = layout.shape
     x = torch.randn(rows, k)
     b = torch.randn(n) if bias else None
@@ -111,7 +111,7 @@ def check(ops: Ops, layout: Layout, rows: int, bias: bool) -> None:
     assert got.shape == (rows, n)
     assert got.dtype == torch.float32
     size = x.double().abs() @ magnitude(layout).T + 1e-6
-    assert ((got.double() - want).abs() / size).max() < 1e-6
+    assert ((got.double() - want).abs() / size).max() < limit
 
 
 @pytest.mark.parametrize("rows", ROWS)

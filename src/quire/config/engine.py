@@ -76,6 +76,11 @@ class EngineConfig(ModelSource):
         parse=parse_memory,
         metavar="AMOUNT",
     )
+    cpu_activations: Literal["float32", "int16"] = _device(
+        "float32",
+        "What products with quantised weights see of activations on a CPU. int16 is faster by a fifth to a third and "
+        "moves logits by about 1e-3.",
+    )
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8"] = _device(
         "auto", "Type of keys and values in pages (auto: that of the activations; fp8: on a GPU)."
     )
@@ -94,7 +99,7 @@ class EngineConfig(ModelSource):
     )
     max_num_batched_tokens: int | None = _schedule(
         None,
-        "Most tokens in one step: long prompts are cut into chunks of this (default: 1024 on a CPU, 8192 on a GPU).",
+        "Most tokens in one step: long prompts are cut into chunks of this (default: 512 on a CPU, 8192 on a GPU).",
         low=1,
         high=2**20,
     )

@@ -62,7 +62,7 @@ def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
     device = device_of(config)
-    ops = ops or _ops(device, threads)
+    ops = ops or _ops(device, threads, config.cpu_activations)
     loader = _loader(config, ops)
     kv_dtype = device.kv_dtype(config)
     memory = plan_memory(loader.spec, config, loader.check(), device, kv_dtype.itemsize)
@@ -95,9 +95,9 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
     return runner
 
 
-def _ops(device: DeviceFacts, threads: int) -> Ops:
+def _ops(device: DeviceFacts, threads: int, cpu_activations: str) -> Ops:
     if device.kind == "cpu":
-        return backend("cpu", threads=threads)
+        return backend("cpu", threads=threads, int16_inputs=cpu_activations == "int16")
     return backend("triton", dtype=device.dtype)
 
 

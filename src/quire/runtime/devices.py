@@ -70,11 +70,11 @@ def _cpu(config: EngineConfig) -> DeviceFacts:
         kind="cpu",
         memory=_host_memory(),
         process=330 * MIB,  # interpreter, torch and the front end
-        auto_kv=384 * MIB,  # prompts of a few users at once, on a machine that has other work too
+        auto_kv=256 * MIB,  # prompts of a few users at once, on a machine that has other work too
         dtype=torch.float32,
         default_page_size=16,
         default_slots=64,
-        default_step_tokens=1024,
+        default_step_tokens=512,
     )
 
 

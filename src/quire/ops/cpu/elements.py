@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -18,6 +18,7 @@ _STEP = 8
 _MAX_GROUP = 256
 _NONE, _MINIMUM, _ZERO = 0, 1, 2
 _ROUNDINGS = {"int8": 1, "fp8": 2}
+_INT16_INPUTS = 3
 _FLOAT8_FACTOR = 256.0  # the kernels read an e4m3 float as 1/256 of it
 
 
@@ -51,6 +52,12 @@ class Elements:
     table: torch.Tensor | None = None
     order: torch.Tensor | None = None
     rounding: Rounding = field(default_factory=Rounding)
+
+    def with_int16_inputs(self) -> Elements:
+        """Where inputs are not rounded anyway; kernels without integer arithmetic ignore it."""
+        if self.rounding != Rounding():
+            return self
+        return replace(self, rounding=Rounding((_INT16_INPUTS, *Rounding().facts[1:])))
 
 
 def elements_of(layout: GroupedInt | Codebook | Int8Channel | Fp8) -> Elements | Rounding:

@@ -15,8 +15,8 @@ INSTRUCTIONS = "QUIRE_CPU_INSTRUCTIONS"
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
-def load(threads: int | None = None) -> Ops:
-    """The CPU ops on ``threads`` threads (default: the cores this process may use).
+def load(threads: int | None = None, int16_inputs: bool = False) -> Ops:
+    """The CPU ops on ``threads`` threads (default: the cores this process may use). ``int16_inputs``: see ``CpuOps``.
 
     ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512, avx2 or portable.
     Raises ``ValueError`` when there are no such kernels for this processor.
@@ -28,7 +28,8 @@ def load(threads: int | None = None) -> Ops:
         from quire.ops.reference import ReferenceOps
 
         return ReferenceOps()
-    return CpuOps(default_threads() if threads is None else threads, os.environ.get(INSTRUCTIONS) or None)
+    instruction_set = os.environ.get(INSTRUCTIONS) or None
+    return CpuOps(default_threads() if threads is None else threads, instruction_set, int16_inputs)
 
 
 def default_threads() -> int:

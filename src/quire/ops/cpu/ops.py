@@ -25,8 +25,11 @@ class CpuOps:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, threads: int, instruction_set: str | None = None) -> None:
-        """``instruction_set``: one of ``INSTRUCTION_SETS``, those of this processor; by default the first, its best."""
+    def __init__(self, threads: int, instruction_set: str | None = None, int16_inputs: bool = False) -> None:
+        """``instruction_set``: one of ``INSTRUCTION_SETS``, those of this processor; by default the first, its best.
+
+        ``int16_inputs``: products with grouped integers round their inputs to 16 bits: faster, exact to about 1e-5.
+        """
         if instruction_set is not None and instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(INSTRUCTION_SETS)
             raise ValueError(f"No kernels for {instruction_set!r} on this processor; there are: {known}.")
@@ -36,6 +39,7 @@ class CpuOps:
         self._arena = Arena()
         self._recording = False
         self.threads = threads
+        self._int16_inputs = int16_inputs
         self.instruction_set: str = _kernels.engine_name(self._engine)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording | None:
@@ -55,7 +59,7 @@ class CpuOps:
         return self._arena.take(shape, dtype) if self._recording else torch.empty(shape, dtype=dtype)
 
     def pack(self, *layouts: Layout) -> CpuWeight | CpuParts:
-        return weights.pack(self._engine, layouts)
+        return weights.pack(self._engine, layouts, self._int16_inputs)
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
         packed = _packed(weight)
@@ -192,7 +196,7 @@ class CpuOps:
         return x
 
     def pack_stack(self, layouts: Iterable[Layout]) -> CpuStack:
-        return weights.pack_stack(self._engine, layouts)
+        return weights.pack_stack(self._engine, layouts, self._int16_inputs)
 
     def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
         logits = _checked(logits, torch.float32)

@@ -61,7 +61,7 @@ const float* as_wanted(Pool& pool, const float* x, int64_t rows, const Weight& w
     } else {
       memcpy(row, source, w.k * 4);
     }
-    if (how.rounding == Inputs::Rounding::none) return;
+    if (how.exact()) return;
     for (int64_t k = 0; k < w.k; k += group) {
       const int64_t count = w.k - k < group ? w.k - k : group;
       if (how.scale > 0.0f) {

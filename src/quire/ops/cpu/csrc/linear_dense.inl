@@ -38,7 +38,7 @@ void linear_dense(Pool& pool, const float* x, int64_t rows, const Weight& w, con
   if (rows <= kDirectRows) {
     const Tiles tiles(rows, kDirectHeight);
     const float* values = interleaved(pool, x, w.k, tiles);
-    const int64_t a_task = (kDirectTaskBytes + w.panel_bytes() - 1) / w.panel_bytes();
+    const int64_t a_task = panels_a_task(pool, w, tiles, 1);
     parallel(pool, (panels + a_task - 1) / a_task, [&](int64_t task, int) {
       const int64_t end = (task + 1) * a_task < panels ? (task + 1) * a_task : panels;
       for (int64_t t = 0; t < tiles.count; ++t) {  // the task's weights stay in L1
@@ -73,7 +73,7 @@ void embed_dense_row(const Weight& w, int64_t row, float multiplier, float* out)
 void linear(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   if (rows <= 0) return;
   x = as_wanted(pool, x, rows, w);
-  if (!w.dense()) return grouped_kernels(w.code).linear(pool, x, rows, w, bias, out, stride);
+  if (!w.dense()) return grouped_kernels(w).linear(pool, x, rows, w, bias, out, stride);
   switch (w.type) {
     case Type::f16: return linear_dense<f16>(pool, x, rows, w, bias, out, stride);
     case Type::bf16: return linear_dense<bf16>(pool, x, rows, w, bias, out, stride);
@@ -82,7 +82,7 @@ void linear(Pool& pool, const float* x, int64_t rows, const Weight& w, const flo
 }
 
 void embed_row(const Weight& w, int64_t row, float multiplier, float* out) {
-  if (!w.dense()) return grouped_kernels(w.code).embed(w, row, multiplier, out);
+  if (!w.dense()) return grouped_kernels(w).embed(w, row, multiplier, out);
   switch (w.type) {
     case Type::f16: return embed_dense_row<f16>(w, row, multiplier, out);
     case Type::bf16: return embed_dense_row<bf16>(w, row, multiplier, out);

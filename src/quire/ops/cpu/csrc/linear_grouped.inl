@@ -55,8 +55,7 @@ template <Code C>
 constexpr float field_scale(int k) {
   using F = Fields<bits_of(C)>;
   if (C == Code::table4) return 1.0f;
-  const int at = bits_of(C) * (k < F::kWhole ? k % F::kPerWord : k - F::kWhole);
-  return at + bits_of(C) == 32 ? 1.0f : 1.0f / static_cast<float>(int64_t{1} << at);
+  return F::at(k) + bits_of(C) == 32 ? 1.0f : 1.0f / static_cast<float>(int64_t{1} << F::at(k));
 }
 
 template <Code C, int At>
@@ -87,19 +86,19 @@ QUIRE_INLINE void multiply_fields(const uint8_t* data, int64_t apart, Table tabl
                                   WideInts (&rest)[Pairs], Wide (&acc)[Rows][Pairs][Sums]) {
   using F = Fields<bits_of(C)>;
   if constexpr (K < F::kInputs) {
-    if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
-      constexpr int kWord = K / F::kPerWord;
+    if constexpr (F::whole(K) && F::pair(K) % F::kPerWord == 0) {
       QUIRE_UNROLL
       for (int p = 0; p < Pairs; ++p) {
-        const uint8_t* at = data + 2 * p * apart + kWord * 32;
+        const uint8_t* at = data + 2 * p * apart + F::word(K) * 32;
         word[p] = load_ints(at, at + apart);
-        if constexpr (F::kSpare > 0) rest[p] = add_highest<F::kSpare, F::kSpare * kWord>(rest[p], word[p]);
+        if constexpr (F::kSpare > 0 && K < F::kPairs) {
+          rest[p] = add_highest<F::kSpare, F::kSpare * F::word(K)>(rest[p], word[p]);
+        }
       }
     }
-    constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
     Wide w[Pairs];
     QUIRE_UNROLL
-    for (int p = 0; p < Pairs; ++p) w[p] = element<C, kAt>(K < F::kWhole ? word[p] : rest[p], table);
+    for (int p = 0; p < Pairs; ++p) w[p] = element<C, F::at(K)>(F::whole(K) ? word[p] : rest[p], table);
     multiply_input<K>(w, a + K * Rows, acc);
     multiply_fields<C, K + 1>(data, apart, table, a, word, rest, acc);
   }
@@ -258,7 +257,7 @@ void linear_direct(Pool& pool, const float* x, int64_t rows, const Weight& w, co
     direct_inputs<C>(w, x + row * w.k, tiles.height(t), values + row * w.k, sums + row * groups);
   });
   const int64_t panels = w.panels(), together = 2 * direct_pairs(tiles.height(0));
-  const int64_t a_task = ((kDirectTaskBytes + w.panel_bytes() - 1) / w.panel_bytes() + together - 1) / together * together;
+  const int64_t a_task = panels_a_task(pool, w, tiles, together);
   parallel(pool, (panels + a_task - 1) / a_task, [&](int64_t task, int) {
     const int64_t begin = task * a_task, end = begin + a_task < panels ? begin + a_task : panels;
     for (int64_t t = 0; t < tiles.count; ++t) {  // the task's weights stay in L1
@@ -276,14 +275,14 @@ QUIRE_INLINE void unpack_fields(const uint8_t* data, int64_t apart, Table table,
                                 WideInts rest, float* out) {
   using F = Fields<bits_of(C)>;
   if constexpr (K < F::kInputs) {
-    if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
-      constexpr int kWord = K / F::kPerWord;
-      word = load_ints(data + kWord * 32, data + kWord * 32 + apart);
-      if constexpr (F::kSpare > 0) rest = add_highest<F::kSpare, F::kSpare * kWord>(rest, word);
+    if constexpr (F::whole(K) && F::pair(K) % F::kPerWord == 0) {
+      word = load_ints(data + F::word(K) * 32, data + F::word(K) * 32 + apart);
+      if constexpr (F::kSpare > 0 && K < F::kPairs) {
+        rest = add_highest<F::kSpare, F::kSpare * F::word(K)>(rest, word);
+      }
     }
-    constexpr int kAt = bits_of(C) * (K < F::kWhole ? K % F::kPerWord : K - F::kWhole);
     const Wide scale = mul(to.scale, wide(field_scale<C>(K)));
-    store(out + K * 16, fma(element<C, kAt>(K < F::kWhole ? word : rest, table), scale, to.minimum));
+    store(out + K * 16, fma(element<C, F::at(K)>(F::whole(K) ? word : rest, table), scale, to.minimum));
     unpack_fields<C, K + 1>(data, apart, table, to, word, rest, out);
   }
 }
@@ -326,26 +325,5 @@ void embed_code(const Weight& w, int64_t row, float multiplier, float* out) {
   for (int64_t k = 0; k < w.k; k += w.group) {
     unpack_panels<C>(w, row / 16 * 2, k, w.group, block);
     for (int i = 0; i < w.group; ++i) out[k + i] = block[i * 16 + row % 16] * multiplier;
-  }
-}
-
-struct GroupedKernels {
-  void (*linear)(Pool&, const float*, int64_t, const Weight&, const float*, float*, int64_t);
-  void (*embed)(const Weight&, int64_t, float, float*);
-};
-
-template <Code C>
-constexpr GroupedKernels kCodeKernels{linear_code<C>, embed_code<C>};
-
-const GroupedKernels& grouped_kernels(Code code) {
-  switch (code) {
-    case Code::int2: return kCodeKernels<Code::int2>;
-    case Code::int3: return kCodeKernels<Code::int3>;
-    case Code::int5: return kCodeKernels<Code::int5>;
-    case Code::int6: return kCodeKernels<Code::int6>;
-    case Code::int8: return kCodeKernels<Code::int8>;
-    case Code::table4: return kCodeKernels<Code::table4>;
-    case Code::float8: return kCodeKernels<Code::float8>;
-    default: return kCodeKernels<Code::int4>;
   }
 }

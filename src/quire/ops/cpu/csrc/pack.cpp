@@ -48,12 +48,13 @@ template <int Bits>
 void pack_fields(const uint8_t* q, int group, int lane, uint8_t* out) {
   using F = Fields<Bits>;
   constexpr uint32_t kSpareMask = (1u << F::kSpare) - 1;
+  const auto pair = [&](int i) { return static_cast<uint32_t>(q[i]) | static_cast<uint32_t>(q[i + F::kPairs]) << 16; };
   for (const uint8_t* end = q + group; q < end; q += F::kInputs) {
-    uint64_t rest = 0;
-    for (int i = F::kWhole; i < F::kInputs; ++i) rest |= static_cast<uint64_t>(q[i]) << (i - F::kWhole) * Bits;
+    uint32_t rest = 0;
+    for (int i = F::kWhole; i < F::kPairs; ++i) rest |= pair(i) << F::at(i);
     for (int w = 0; w < F::kWords; ++w, out += 32) {
-      uint32_t word = F::kSpare ? static_cast<uint32_t>(rest >> w * F::kSpare & kSpareMask) << (32 - F::kSpare) % 32 : 0;
-      for (int i = 0; i < F::kPerWord; ++i) word |= static_cast<uint32_t>(q[w * F::kPerWord + i]) << i * Bits;
+      uint32_t word = F::kSpare ? (rest >> w * F::kSpare & kSpareMask * 0x10001u) << (16 - F::kSpare) % 16 : 0;
+      for (int i = 0; i < F::kPerWord; ++i) word |= pair(w * F::kPerWord + i) << i * Bits;
       std::memcpy(out + 4 * lane, &word, 4);
     }
   }

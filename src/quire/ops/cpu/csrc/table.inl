@@ -4,6 +4,7 @@
 #include "tiles.inl"
 #include "inputs.inl"
 #include "linear_grouped.inl"
+#include "linear_integer.inl"
 #include "linear_dense.inl"
 #include "elementwise.inl"
 #include "attention.inl"

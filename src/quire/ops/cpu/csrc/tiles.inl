@@ -113,6 +113,14 @@ constexpr int64_t kBlockInputs = 320;            // inputs unpacked at a time: 3
 constexpr int64_t kRowBlockBytes = 384 * 1024;   // of inputs: they stay in L2 while the weights stream by
 constexpr int64_t kMinRowBlock = 48;
 constexpr int64_t kDirectTaskBytes = 12 * 1024;  // of weights: large enough to hide the hand-out of tasks
+constexpr int64_t kStreamTasks = 8;               // of a thread, where weights are read once: long ones, which read ahead well
+
+// Panels in a task, a multiple of ``together``. The weights of several tiles stay in L1.
+int64_t panels_a_task(const Pool& pool, const Weight& w, const Tiles& tiles, int64_t together) {
+  const int64_t stream = tiles.count > 1 ? 0 : w.bytes() / (pool.threads() * kStreamTasks);
+  const int64_t bytes = stream > kDirectTaskBytes ? stream : kDirectTaskBytes;
+  return ((bytes + w.panel_bytes() - 1) / w.panel_bytes() + together - 1) / together * together;
+}
 
 // A block of tiles, begin to end, against 16 outputs from ``first`` on. ``unpack(k, count, block)`` writes floats
 // [count][16] of those outputs.

@@ -60,11 +60,31 @@ QUIRE_INLINE F8 field(I8 x) {
   return _mm256_cvtepi32_ps(kHighest ? _mm256_srli_epi32(x, At % 32)
                                      : _mm256_and_si256(x, _mm256_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
 }
-// rest + the highest ``Bits`` bits of a word, moved to bit ``At``.
+// Of each 16-bit half of the lanes, bits ``At`` to ``At + Bits`` as a number.
+template <int Bits, int At>
+QUIRE_INLINE I8 halves(I8 x) {
+  const I8 moved = At ? _mm256_srli_epi16(x, At) : x;
+  return At + Bits == 16 ? moved : _mm256_and_si256(moved, _mm256_set1_epi16((1 << Bits) - 1));
+}
+// rest + the highest ``Bits`` bits of each half, moved to bit ``At``.
 template <int Bits, int At>
 QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
-  const I8 moved = _mm256_srli_epi32(x, 32 - Bits - At);
-  return At == 0 ? moved : _mm256_or_si256(rest, _mm256_and_si256(moved, _mm256_set1_epi32(((1 << Bits) - 1) << At)));
+  const I8 moved = _mm256_srli_epi16(x, 16 - Bits - At);
+  return At == 0 ? moved : _mm256_or_si256(rest, _mm256_and_si256(moved, _mm256_set1_epi16(((1 << Bits) - 1) << At)));
+}
+QUIRE_INLINE F8 to_float(I8 x) { return _mm256_cvtepi32_ps(x); }
+// 2 x 8 bytes as 8 pairs of 16-bit integers.
+QUIRE_INLINE I8 load_pairs(const uint8_t* p) {
+  const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
+  const __m128i both = _mm_unpacklo_epi8(first, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
+  return _mm256_cvtepi8_epi16(both);
+}
+// acc += the sums of the products of ``w``'s pairs and one pair. In assembly as ``accumulate``.
+QUIRE_INLINE void accumulate_pairs(I8& acc, I8 w, const int32_t* pair) {
+  I8 product;
+  __asm__("vpbroadcastd %3, %1\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
+          : "+x"(acc), "=&x"(product)
+          : "x"(w), "m"(*pair));
 }
 // Lane by lane, the entry of a table (low: entries 0 to 7, high: the others) that the 4 bits from ``At`` on point to.
 template <int At>
@@ -187,9 +207,25 @@ QUIRE_INLINE F8 field(I8 x) {
   return __builtin_convertvector(kHighest ? x >> At & kMask : x & kMask << (kHighest ? 0 : At), F8);
 }
 template <int Bits, int At>
+QUIRE_INLINE I8 halves(I8 x) {
+  return x >> At & ((1 << Bits) - 1) * 0x10001;
+}
+template <int Bits, int At>
 QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
-  const I8 moved = x >> (32 - Bits - At) & ((1 << Bits) - 1) << At;
+  const I8 moved = x >> (16 - Bits - At) & (((1 << Bits) - 1) << At) * 0x10001;
   return At == 0 ? moved : rest | moved;
+}
+QUIRE_INLINE F8 to_float(I8 x) { return __builtin_convertvector(x, F8); }
+QUIRE_INLINE I8 load_pairs(const uint8_t* p) {
+  I8 x;
+  for (int i = 0; i < 8; ++i) {
+    const uint32_t low = static_cast<uint16_t>(static_cast<int8_t>(p[i])), high = static_cast<uint16_t>(static_cast<int8_t>(p[i + 8]));
+    x[i] = static_cast<int32_t>(low | high << 16);
+  }
+  return x;
+}
+QUIRE_INLINE void accumulate_pairs(I8& acc, I8 w, const int32_t* pair) {
+  acc += (w << 16 >> 16) * static_cast<int16_t>(*pair) + (w >> 16) * (*pair >> 16);
 }
 template <int At>
 QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {

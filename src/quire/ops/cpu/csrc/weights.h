@@ -16,15 +16,25 @@ enum class Code : int { dense = 0, int2 = 2, int3 = 3, int4 = 4, int5 = 5, int6 
 
 constexpr int bits_of(Code code) { return static_cast<int>(code) % 10; }
 
-// Elements of less than 8 bits fill 32-bit words: ``kInputs`` of them ``kWords`` words, lowest bits first, as many in each
-// word as fit as a whole; the last of them (where bits are no power of 2) lie in the words' two highest bits.
+// Elements of less than 8 bits fill 32-bit words: ``kInputs`` of them ``kWords`` words. The first half of the inputs lies in
+// the words' lower 16 bits, the other half in the upper: lowest bits first, as many in each word as fit as a whole; the last
+// of them (where bits are no power of 2) in the halves' highest bits. So a word yields pairs of 16-bit integers.
 template <int Bits>
 struct Fields {
   static constexpr int kInputs = Bits == 4 ? 8 : Bits % 2 ? 32 : 16;
+  static constexpr int kPairs = kInputs / 2;
   static constexpr int kWords = kInputs * Bits / 32;
-  static constexpr int kPerWord = 32 / Bits;
-  static constexpr int kSpare = 32 - kPerWord * Bits;
-  static constexpr int kWhole = kPerWord * kWords;  // inputs that lie in one word
+  static constexpr int kPerWord = 16 / Bits;
+  static constexpr int kSpare = 16 - kPerWord * Bits;
+  static constexpr int kWhole = kPerWord * kWords;  // pairs that lie in one word
+
+  // Of input ``i``: its pair, the pair's word (if it is whole) and the lowest bit in it, or among the highest bits.
+  static constexpr int pair(int i) { return i % kPairs; }
+  static constexpr int word(int i) { return pair(i) / kPerWord; }
+  static constexpr bool whole(int i) { return pair(i) < kWhole; }
+  static constexpr int at(int i) {
+    return i / kPairs * 16 + Bits * (whole(i) ? pair(i) % kPerWord : pair(i) - kWhole);
+  }
 };
 
 enum class Second : int { none, minimum, zero };
@@ -32,13 +42,14 @@ enum class Second : int { none, minimum, zero };
 // What becomes of the inputs before they are multiplied, as part of the layer.
 struct Inputs {
   const int32_t* order;  // input k of the weight is input order[k] of the layer; null: in order
-  enum class Rounding : int { none, int8, fp8 } rounding;
+  enum class Rounding : int { none, int8, fp8, int16 } rounding;  // int16: if the kernel likes
   float scale;     // 0: from each row's own values
   float zero;      // the integer that stands for 0, if ``scale`` is given
   int64_t group;   // inputs that share a scale; 0: all of a row
   bool symmetric;  // else a row's own zero is found along with its scale
 
-  bool plain() const { return !order && rounding == Rounding::none; }
+  bool exact() const { return rounding == Rounding::none || rounding == Rounding::int16; }
+  bool plain() const { return !order && exact(); }
 };
 
 constexpr int kMaxGroup = 256;

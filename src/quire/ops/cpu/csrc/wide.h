@@ -31,7 +31,7 @@ QUIRE_INLINE WideInts load_ints(const void* low, const void* high) {
   const __m256i first = _mm256_loadu_si256(static_cast<const __m256i*>(low));
   return _mm512_inserti64x4(_mm512_castsi256_si512(first), _mm256_loadu_si256(static_cast<const __m256i*>(high)), 1);
 }
-// As vec.h's ``field`` and so on.
+// As vec.h's functions of these names.
 template <int Bits, int At>
 QUIRE_INLINE Wide field(WideInts x) {
   constexpr bool kHighest = At + Bits == 32;
@@ -39,9 +39,24 @@ QUIRE_INLINE Wide field(WideInts x) {
                                      : _mm512_and_si512(x, _mm512_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
 }
 template <int Bits, int At>
+QUIRE_INLINE WideInts halves(WideInts x) {
+  const WideInts moved = At ? _mm512_srli_epi16(x, At) : x;
+  return At + Bits == 16 ? moved : _mm512_and_si512(moved, _mm512_set1_epi16((1 << Bits) - 1));
+}
+template <int Bits, int At>
 QUIRE_INLINE WideInts add_highest(WideInts rest, WideInts x) {
-  const WideInts moved = _mm512_srli_epi32(x, 32 - Bits - At);
-  return At == 0 ? moved : _mm512_or_si512(rest, _mm512_and_si512(moved, _mm512_set1_epi32(((1 << Bits) - 1) << At)));
+  const WideInts moved = _mm512_srli_epi16(x, 16 - Bits - At);
+  return At == 0 ? moved : _mm512_or_si512(rest, _mm512_and_si512(moved, _mm512_set1_epi16(((1 << Bits) - 1) << At)));
+}
+QUIRE_INLINE Wide to_float(WideInts x) { return _mm512_cvtepi32_ps(x); }
+QUIRE_INLINE WideInts load_pairs(const uint8_t* low, const uint8_t* high) {
+  return _mm512_inserti64x4(_mm512_castsi256_si512(load_pairs(low)), load_pairs(high), 1);
+}
+QUIRE_INLINE void accumulate_pairs(WideInts& acc, WideInts w, const int32_t* pair) {
+  WideInts product;
+  __asm__("vpbroadcastd %3, %1\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
+          : "+v"(acc), "=&v"(product)
+          : "v"(w), "m"(*pair));
 }
 typedef Wide Table;
 QUIRE_INLINE Table load_table(const float* entries) { return load_wide(entries); }
