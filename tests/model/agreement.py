@@ -14,6 +14,7 @@ from tests.model.harness import PAGE, Harness
 VOCAB = 320
 TOKENS = torch.randint(0, VOCAB, (70,), generator=torch.Generator().manual_seed(1)).tolist()
 Open = Callable[[list[list[int]]], Harness]
+Close = Callable[[torch.Tensor, torch.Tensor], None]
 
 
 def random_model(settings: Mapping[str, Any], path: Path) -> Any:
@@ -43,14 +44,14 @@ def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
     torch.testing.assert_close(actual, wanted, atol=1e-4, rtol=1e-4)
 
 
-def check_chunks(model: Any, opened: Open) -> None:
+def check_chunks(model: Any, opened: Open, close: Close = close) -> None:
     wanted = expected(model, TOKENS)
     for chunks in ((70,), (1, 5, 16, 48), (64,) + (1,) * 6):
         harness = opened([TOKENS])
         close(torch.cat([harness.step({0: count})[0] for count in chunks]), wanted)
 
 
-def check_batch(model: Any, opened: Open) -> None:
+def check_batch(model: Any, opened: Open, close: Close = close) -> None:
     """Prefill, a chunk and decode in one step."""
     others = [TOKENS[::-1], TOKENS[5:60], TOKENS[:40]]
     harness = opened(others)
@@ -66,7 +67,7 @@ def check_batch(model: Any, opened: Open) -> None:
         close(end, expected(model, tokens)[at - 1 : at])
 
 
-def check_shared_prefix(model: Any, opened: Open) -> None:
+def check_shared_prefix(model: Any, opened: Open, close: Close = close) -> None:
     fork = TOKENS[: 3 * PAGE] + TOKENS[:17]
     harness = opened([TOKENS, fork])
     harness.step({0: 70})
@@ -82,7 +83,7 @@ def check_greedy(model: Any, opened: Open) -> None:
     assert logits[19:-1].argmax(dim=1).tolist() == wanted[20:]
 
 
-def check_recorded(model: Any, opened: Open) -> None:
+def check_recorded(model: Any, opened: Open, close: Close = close) -> None:
     """Decode steps of two sequences as replays."""
     others = [TOKENS, TOKENS[20:60]]
     harness = opened(others)

@@ -10,8 +10,9 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import KVGroup, PageGrant, SlotAdmit, SlotWork
-from quire.model.decoder import kv_windows
-from quire.model.states import new_pages
+from quire.model.decoder import Step, kv_windows
+from quire.model.pages import new_pages
+from quire.ops.backend import AttentionStep, Ops
 from quire.params import SamplingParams
 from quire.runtime.build import make_blueprint
 from quire.runtime.state import SlotState
@@ -20,19 +21,29 @@ PAGE = 16
 PAGES = 24
 
 
+def moved(step: AttentionStep, device: torch.device) -> AttentionStep:
+    names = ("positions", "slots", "query_start", "context_len", "block_table")
+    return replace(step, **{name: getattr(step, name).to(device) for name in names})
+
+
 class Harness:
     """``sequences`` slots over one set of pages; each call of ``step`` computes the next tokens of some of them."""
 
-    def __init__(self, model: Path, sequences: list[list[int]], quantization: str | None = None) -> None:
-        config = EngineConfig(model=str(model), max_model_len=128, max_num_seqs=4, threads=1, quantization=quantization)
-        b = make_blueprint(config)
+    def __init__(
+        self, model: Path, sequences: list[list[int]], quantization: str | None = None, ops: Ops | None = None
+    ) -> None:
+        """``ops``: if not the CPU's."""
+        config = EngineConfig(
+            model=str(model), device="cpu", max_model_len=128, max_num_seqs=4, threads=1, quantization=quantization
+        )
+        b = make_blueprint(config, ops)
         self.decoder = b.loader.decoder(1, 128)
         self._ops = b.ops
         windows = kv_windows(b.spec)
         groups = [KVGroup(w, PAGES) for w in windows]
         self._state = SlotState(len(sequences), 128, PAGE, groups)
         self._pages = [
-            new_pages(a, b.ops, PAGES, PAGE, torch.float32) for a in (layer.attention for layer in b.spec.layers)
+            new_pages(a, b.ops, PAGES, PAGE, b.ops.dtype) for a in (layer.attention for layer in b.spec.layers)
         ]
         free = random.Random(0).sample(range(PAGES), PAGES)
         for slot, tokens in enumerate(sequences):
@@ -52,7 +63,7 @@ class Harness:
         """Logits ``[1, vocab]`` of each slot's next token from a step's replay; ``None`` if it can't be recorded."""
         work = [SlotWork(slot, 1, False) for slot in slots]
         with torch.inference_mode():
-            step = self._state.step(work)
+            step = self._step(work)
             replay = self._ops.record(lambda: self.decoder.logits(self.decoder.forward(step, self._pages)))
             logits = None if replay is None else replay()
         self._state.advance(work)
@@ -62,17 +73,21 @@ class Harness:
         """As ``step``, of each slot's last token alone, the only ones whose states are asked for."""
         work = [SlotWork(slot, count, False) for slot, count in counts.items()]
         with torch.inference_mode():
-            step = self._state.step(work)
+            step = self._step(work)
             ends = step.attention[0].query_start[1:].long() - 1
             logits = self.decoder.logits(self.decoder.forward(replace(step, wanted=ends), self._pages))
         self._state.advance(work)
         return list(logits.split(1))
 
+    def _step(self, work: list[SlotWork]) -> Step:
+        step, device = self._state.step(work), self._ops.device
+        return Step(step.token_ids.to(device), [moved(attention, device) for attention in step.attention])
+
     def step(self, counts: dict[int, int]) -> list[torch.Tensor]:
         """Logits ``[count, vocab]`` of each slot's next ``count`` tokens."""
         work = [SlotWork(slot, count, False) for slot, count in counts.items()]
         with torch.inference_mode():
-            hidden = self.decoder.forward(self._state.step(work), self._pages)
+            hidden = self.decoder.forward(self._step(work), self._pages)
             logits = self.decoder.logits(hidden)
         self._state.advance(work)
         return list(logits.split(list(counts.values())))

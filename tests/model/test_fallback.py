@@ -15,9 +15,10 @@ from quire.config.engine import EngineConfig
 from quire.model.fallback import FallbackDecoder, FallbackLoader
 from quire.model.families import FAMILIES
 from quire.ops.backend import backend
+from quire.ops.triton import TritonOps
 from quire.runtime import build
 from quire.weights.errors import CheckpointError
-from tests.model.agreement import TOKENS, WAYS, expected, random_model
+from tests.model.agreement import TOKENS, WAYS, check_batch, check_chunks, check_shared_prefix, expected, random_model
 from tests.model.harness import Harness
 
 COMMON = {
@@ -77,6 +78,22 @@ def test_agrees_with_transformers(case: tuple[Any, Path], way: Any, monkeypatch:
     way(model, opened)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def test_on_a_gpu(case: tuple[Any, Path], dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, path = case
+    monkeypatch.delitem(FAMILIES, model.config.model_type, raising=False)
+    ops = TritonOps("cuda", dtype)
+
+    def near(actual: torch.Tensor, wanted: torch.Tensor) -> None:
+        error = (actual.float().cpu() - wanted).norm(dim=1) / wanted.norm(dim=1)
+        assert error.median() < (1e-4 if dtype is torch.float32 else 0.05), f"{float(error.median()):.5f}"
+
+    for way in (check_chunks, check_batch, check_shared_prefix):
+        way(model, lambda sequences: Harness(path, sequences, ops=ops), near)
+
+
 def save(path: Path, model_type: str, **settings: Any) -> Path:
     config = AutoConfig.for_model(model_type, **{**COMMON, **settings})
     AutoModelForCausalLM.from_config(config).save_pretrained(path)
@@ -120,7 +137,7 @@ def test_refuses_a_missing_tensor(tmp_path: Path) -> None:
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["model.layers.1.mlp.down_proj.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    loader = build.make_blueprint(EngineConfig(model=str(tmp_path))).loader
+    loader = build.make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).loader
     with pytest.raises(CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight"):
         loader.decoder(1, 64)
 
@@ -152,7 +169,7 @@ def test_matrices_keep_their_type(tmp_path: Path) -> None:
     save(tmp_path, "apertus", dtype="bfloat16")
     model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path)
-    loader = build.make_blueprint(EngineConfig(model=str(tmp_path))).loader
+    loader = build.make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).loader
     linears = sum(m.weight.nbytes for m in model.modules() if type(m) is torch.nn.Linear)
     others = sum(p.numel() * 4 for p in model.parameters()) - 2 * linears
     assert loader.check() == linears + others

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from quire import LLM, SamplingParams
-from quire.model.delta import sequence_rule, step_rule
 from quire.model.spec import DeltaSpec
-from quire.model.states import StatePages
+from quire.ops.reference.delta import sequence_rule, step_rule
+from quire.ops.states import StatePages
 from tests.model.agreement import TOKENS, expected, random_model
 from tests.model.test_moe_families import CASES, COMMON
 

@@ -29,6 +29,7 @@ HOST = DeviceFacts(
     default_page_size=16,
     default_slots=64,
     default_step_tokens=1024,
+    latent_once=False,
 )
 
 

@@ -83,10 +83,14 @@ class SlotResult(msgspec.Struct, array_like=True):
 
 
 class KVGroup(msgspec.Struct, frozen=True):
-    """Layers that share page tables: all full-attention layers, or all with the same sliding ``window`` (tokens)."""
+    """Layers that share page tables: all full-attention layers, or all with the same sliding ``window`` (tokens).
+
+    ``states``: pages hold states, so a sequence cannot begin in the step that fills the last page before it.
+    """
 
     window: int | None
     num_pages: int
+    states: bool = False
 
 
 class Flight(Protocol):

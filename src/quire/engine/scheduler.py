@@ -54,7 +54,8 @@ class Step:
         self.admit: list[SlotAdmit] = []
         self.pages: list[PageGrant] = []
         self.room = 0  # tokens still to deal
-        self.fresh: list[bytes] = []  # keys of pages that this step fills
+        self.fresh: list[bytes] = []  # keys of pages that this step fills, before any other in flight
+        self.filled: set[bytes] = set()  # all keys of pages that it fills, kept for groups of states
         self.decodes = 0
         self.prompt_tokens = 0
         self.preempted = False
@@ -209,7 +210,7 @@ class Scheduler:
         admitting = bool(self._free_slots) and not step.preempted
         if admitting and self.waiting and not (prompts and prompts[0].order < self.waiting[0].order):
             oldest = self.waiting[0]
-            hit = self._hit(oldest)
+            hit = self._hit(step, oldest)
             if hit is not None:
                 admitting = self._admit(step, oldest, hit)
                 if admitting:
@@ -228,7 +229,7 @@ class Scheduler:
         for request in self.waiting[:_LOOKAHEAD]:
             if step.room <= 0 or not self._free_slots:
                 break
-            hit = self._hit(request)
+            hit = self._hit(step, request)
             if hit is None:
                 continue
             if request.remaining - hit * self.kv.page_size > step.room:
@@ -246,20 +247,22 @@ class Scheduler:
             if step.room <= 0:
                 return
             if request.slot == NO_SLOT:
-                hit = self._hit(request) if self._free_slots and step.room >= MIN_CHUNK else None
+                hit = self._hit(step, request) if self._free_slots and step.room >= MIN_CHUNK else None
                 if hit is None or not self._admit(step, request, hit):
                     continue
                 left = request.remaining
             if left:
                 self._advance(step, request, min(left, step.room))
 
-    def _hit(self, request: Request) -> int | None:
-        """Pages of its prefix that are cached; ``None``: a running request is about to fill the next one."""
+    def _hit(self, step: Step, request: Request) -> int | None:
+        """Pages of its prefix that are cached; ``None``: the next one, or a state, is about to be had from another."""
         if not (self._caching and request.reads_cache):
             return 0
         limit = (len(request.tokens) - 1) // self.kv.page_size  # the last token is always computed
         request.extend_keys(self.kv.page_size, limit)
         hit = self.kv.hit_pages(request.keys, limit)
+        if hit and self.kv.states and request.keys[hit - 1] in step.filled:
+            return None
         return None if hit < limit and request.keys[hit] in self._promised else hit
 
     def _admit(self, step: Step, request: Request, hit: int) -> bool:
@@ -321,6 +324,8 @@ class Scheduler:
                 step.fresh.append(key)
             if self._promised.get(key) is request:
                 del self._promised[key]
+        if self.kv.states:
+            step.filled.update(request.keys[request.pages.keyed : pages])
         self.kv.register(request.pages, request.keys, pages)
 
     def _promise(self, request: Request) -> None:

@@ -20,6 +20,8 @@ class Group(Protocol):
     def window(self) -> int | None: ...
     @property
     def num_pages(self) -> int: ...
+    @property
+    def states(self) -> bool: ...
 
 
 class SequencePages:
@@ -47,6 +49,7 @@ class PageGroups:
         self.page_size = page_size
         self.windows = [group.window for group in groups]
         self.pools = [PagePool(group.num_pages) for group in groups]
+        self.states = any(group.states for group in groups)
         self._full = [g for g, window in enumerate(self.windows) if window is None]
         self._sliding = [g for g, window in enumerate(self.windows) if window is not None]
 

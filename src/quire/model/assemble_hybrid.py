@@ -11,6 +11,7 @@ from quire.model.recurrent import GatedDelta
 from quire.model.source import Source
 from quire.model.spec import AttentionSpec, DeltaSpec
 from quire.model.weight_map import DeltaNames, WeightMap
+from quire.ops.backend import DeltaWeights
 from quire.ops.layouts import Layout
 
 Named = Callable[[str], str]
@@ -25,9 +26,11 @@ def gated_delta(
     return GatedDelta(
         spec,
         inputs=Linear(inputs),
-        kernel=source.vector(named(names.kernel), spec.channels, 1, spec.kernel)[:, 0],
-        decay=-source.vector(named(names.decay), spec.value_heads).exp(),
-        decay_bias=source.vector(named(names.decay_bias), spec.value_heads),
+        weights=DeltaWeights(
+            kernel=source.vector(named(names.kernel), spec.channels, 1, spec.kernel)[:, 0],
+            decay=-source.vector(named(names.decay), spec.value_heads).exp(),
+            decay_bias=source.vector(named(names.decay_bias), spec.value_heads),
+        ),
         norm=source.vector(named(names.norm), spec.value_dim),
         eps=eps,
         out=Linear(source.pack([source.matrix(named(names.out), hidden, width)])),

@@ -11,7 +11,7 @@ from quire.model.assemble import assemble
 from quire.model.decoder import Decoder
 from quire.model.placing import placed
 from quire.model.source import Headers, Tensors
-from quire.model.spec import AttentionSpec, DecoderSpec
+from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops
 from quire.quant.detect import reader_of
@@ -29,12 +29,6 @@ class Loader:
     def __init__(
         self, checkpoint: Checkpoint, spec: DecoderSpec, names: WeightMap, ops: Ops, quantization: str | None = None
     ) -> None:
-        plain = all(isinstance(a := layer.attention, AttentionSpec) and a.latent is None for layer in spec.layers)
-        if not plain and ops.device.type != "cpu":
-            raise CheckpointError(
-                f"Models of the family {spec.family}, with states or latent attention, run on a CPU only for now: "
-                "take --device cpu."
-            )
         self.spec = spec
         self._checkpoint = checkpoint
         self._names = placed(names, checkpoint.names())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from quire.ops.backend import Routing
+from quire.ops.backend import DeltaShape, Routing
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oss"]
 
@@ -60,31 +60,23 @@ class AttentionSpec:
     latent: LatentSpec | None = None
     gated: bool = False  # outputs are multiplied by the sigmoid of gates that are made like the queries
 
-    def page_bytes(self, page_size: int, item_bytes: int) -> int:
-        return 2 * self.kv_heads * self.head_dim * page_size * item_bytes
+    def page_bytes(self, page_size: int, item_bytes: int, latent_once: bool = False) -> int:
+        """``latent_once``: the device keeps the latent vector, which is key and value, once."""
+        copies = 1 if self.latent and latent_once else 2
+        return copies * self.kv_heads * self.head_dim * page_size * item_bytes
 
 
 @dataclass(frozen=True)
-class DeltaSpec:
-    """A short convolution and the gated delta rule: a state of fixed size, which depends on all earlier tokens.
+class DeltaSpec(DeltaShape):
+    """A state of fixed size, which depends on all earlier tokens.
 
     Its pages hold states, not tokens: for the next token the page of the last one is enough, as for a window of two.
     """
 
     rope: ClassVar[None] = None
     window: ClassVar[int] = 2
-    key_heads: int
-    value_heads: int
-    key_dim: int
-    value_dim: int
-    kernel: int  # tokens that the convolution mixes
 
-    @property
-    def channels(self) -> int:
-        """Of queries, keys and values, which the convolution mixes."""
-        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
-
-    def page_bytes(self, page_size: int, item_bytes: int) -> int:
+    def page_bytes(self, page_size: int, item_bytes: int, latent_once: bool = False) -> int:
         state = self.value_heads * self.key_dim * self.value_dim
         return 2 * (4 * (self.channels * (self.kernel - 1) + state) + 8)
 

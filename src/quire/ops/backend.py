@@ -105,6 +105,31 @@ class Routes:
     weights: torch.Tensor  # [T, top_k] float32
 
 
+@dataclass(frozen=True)
+class DeltaShape:
+    """Of a layer with a short convolution and the gated delta rule; key heads serve groups of value heads."""
+
+    key_heads: int
+    value_heads: int
+    key_dim: int
+    value_dim: int
+    kernel: int  # tokens that the convolution mixes
+
+    @property
+    def channels(self) -> int:
+        """Of queries, keys and values, which the convolution mixes."""
+        return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class DeltaWeights:
+    """All float32."""
+
+    kernel: torch.Tensor  # [channels, kernel]
+    decay: torch.Tensor  # [value_heads], at most 0
+    decay_bias: torch.Tensor  # [value_heads]
+
+
 class Weight(Protocol):
     """A packed weight: opaque, but for its shape ``(N, K)`` and its bytes."""
 
@@ -231,8 +256,20 @@ class Ops(Protocol):
         """
         ...
 
-    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
-        """Pages for one layer; memory is not touched until it is written."""
+    def new_pages(
+        self,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        values_from: int | None = None,
+    ) -> Pages:
+        """Pages for one layer; memory is not touched until it is written.
+
+        ``values_from``: values are the numbers of the keys from there on, and what attention returns before it is of no
+        use (one head for all queries). So a backend may keep them once.
+        """
         ...
 
     def qk_norm_rope_store(
@@ -275,6 +312,23 @@ class Ops(Protocol):
         ``window``: a query sees itself and the ``window - 1`` positions before it. ``softcap``: ``c * tanh(s / c)``.
         ``sinks [H] float32``: a logit of each head that takes part in the softmax, with a value of zero.
         ``alibi_slopes [H] float32`` (arXiv:2108.12409): the scores gain slope times (key's position - query's).
+        """
+        ...
+
+    def gated_delta(
+        self,
+        mixed: torch.Tensor,
+        beta: torch.Tensor,
+        decay: torch.Tensor,
+        weights: DeltaWeights,
+        shape: DeltaShape,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        """A convolution over ``mixed [T, channels]``, silu, then the gated delta rule; moves the states on.
+
+        ``beta, decay [T, value_heads]``: before sigmoid and softplus. Returns ``[T, value_heads * value_dim]`` float32.
+        No sequence of a step begins with a state that another one's tokens in this step lead to.
         """
         ...
 

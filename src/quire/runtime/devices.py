@@ -36,6 +36,7 @@ class DeviceFacts:
     default_page_size: int
     default_slots: int
     default_step_tokens: int
+    latent_once: bool  # latent attention's vectors, keys and values in one, are kept once
 
     @property
     def activation_bytes(self) -> int:
@@ -75,6 +76,7 @@ def _cpu(config: EngineConfig) -> DeviceFacts:
         default_page_size=16,
         default_slots=64,
         default_step_tokens=512,
+        latent_once=False,
     )
 
 
@@ -89,6 +91,7 @@ def _gpu(config: EngineConfig) -> DeviceFacts:
         default_page_size=128,  # FlashAttention-4's best: benchmarks/results
         default_slots=1024 if total > _LARGE_GPU else 256,
         default_step_tokens=8192,
+        latent_once=True,
     )
 
 

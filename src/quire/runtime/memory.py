@@ -60,10 +60,12 @@ def pages_for(tokens: int, page_size: int, window: int | None, chunk: int) -> in
     return -(-held // page_size)
 
 
-def page_bytes(spec: DecoderSpec, window: int | None, page_size: int, item_bytes: int) -> int:
+def page_bytes(
+    spec: DecoderSpec, window: int | None, page_size: int, item_bytes: int, latent_once: bool = False
+) -> int:
     """Bytes of one page of a group: keys and values of all its layers."""
     layers = [layer.attention for layer in spec.layers if layer.attention.window == window]
-    return sum(a.page_bytes(page_size, item_bytes) for a in layers)
+    return sum(a.page_bytes(page_size, item_bytes, latent_once) for a in layers)
 
 
 def plan_memory(
@@ -84,7 +86,7 @@ def plan_memory(
     if device.kind == "cuda":
         workspace += _state_bytes(slots, wanted_len, page_size, len(windows))
     total = memory_bytes(config.memory, device.memory)
-    per_page = [page_bytes(spec, w, page_size, kv_item_bytes) for w in windows]
+    per_page = [page_bytes(spec, w, page_size, kv_item_bytes, device.latent_once) for w in windows]
 
     def request_bytes(tokens: int) -> int:
         return sum(pages_for(tokens, page_size, w, chunk) * b for w, b in zip(windows, per_page, strict=True))
@@ -104,8 +106,10 @@ def plan_memory(
     most = request_bytes(max_len) * slots
     auto = room if device.auto_kv is None else max(device.auto_kv, request_bytes(max_len))
     kv = min(most, room, auto if total is None else room)
-    groups = _split_pages(kv, max_len, windows, per_page, page_size, chunk, slots)
-    kv = sum(g.num_pages * b for g, b in zip(groups, per_page, strict=True))
+    counts = _split_pages(kv, max_len, windows, per_page, page_size, chunk, slots)
+    kv = sum(count * b for count, b in zip(counts, per_page, strict=True))
+    with_states = {a.window for layer in spec.layers if isinstance(a := layer.attention, DeltaSpec)}
+    groups = tuple(KVGroup(w, count, w in with_states) for w, count in zip(windows, counts, strict=True))
     return MemoryPlan(weights, kv, workspace, device.process, total, max_len, page_size, groups, chunk)
 
 
@@ -117,8 +121,8 @@ def _split_pages(
     page_size: int,
     chunk: int,
     max_num_seqs: int,
-) -> tuple[KVGroup, ...]:
-    """Give each group what one request of full length holds, and share out the rest.
+) -> list[int]:
+    """Pages of each group: give each what one request of full length holds, and share out the rest.
 
     Short requests hold as many pages in every group, so the rest is split into equal numbers of pages; a window group
     needs no more than ``max_num_seqs`` requests can hold.
@@ -133,7 +137,7 @@ def _split_pages(
         for i in full or open_groups:
             counts[i] = one[i] * max_num_seqs if full else counts[i] + more
         open_groups = [i for i in open_groups if i not in full] if full else []
-    return tuple(KVGroup(w, c) for w, c in zip(windows, counts, strict=True))
+    return counts
 
 
 def _workspace_bytes(spec: DecoderSpec, slots: int, chunk: int, device: DeviceFacts) -> int:

@@ -10,8 +10,8 @@ import torch
 from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import KVGroup, Landed, SlotResult, SlotWork, StepPlan
 from quire.model.decoder import Model, kv_windows
+from quire.model.pages import new_pages as layer_pages
 from quire.model.spec import DecoderSpec
-from quire.model.states import new_pages as layer_pages
 from quire.ops.backend import Ops, Pages
 from quire.runtime.graphs import DecodeGraphs
 from quire.runtime.memory import MemoryPlan

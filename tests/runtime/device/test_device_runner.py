@@ -36,6 +36,30 @@ MODELS: dict[str, dict[str, Any]] = {
         "head_dim": 16,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "latent": {
+        "model_type": "deepseek_v2",
+        "num_key_value_heads": 2,
+        "q_lora_rank": None,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 16,
+        "qk_rope_head_dim": 8,
+        "v_head_dim": 16,
+        "first_k_dense_replace": 1,
+        "moe_intermediate_size": 16,
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+    },
+    "states": {
+        "model_type": "qwen3_5_text",
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "rms_norm_eps": 1e-2,
+        "linear_num_key_heads": 2,
+        "linear_num_value_heads": 4,
+        "linear_key_head_dim": 16,
+        "linear_value_head_dim": 8,
+        "layer_types": ["linear_attention", "full_attention"],
+    },
 }
 
 
@@ -69,7 +93,7 @@ def device_engine(path: Path, pages: int | None = None, **options: int) -> Inlin
         runner.compile()
         runner.capture()
     if pages is not None:
-        runner.groups = [KVGroup(group.window, pages) for group in runner.groups]
+        runner.groups = [KVGroup(group.window, pages, group.states) for group in runner.groups]
     return InlineEngine(runner, config)
 
 

@@ -6,11 +6,12 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights, Pages, Routes, Routing, SampleStep, Weight
 from quire.ops.cpu import _kernels, weights
 from quire.ops.cpu.recording import Arena, NotRecordable, Recording, record
 from quire.ops.cpu.weights import CpuPages, CpuParts, CpuStack, CpuWeight
 from quire.ops.layouts import Layout
+from quire.ops.reference.delta import gated_delta
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "swiglu_oss": 5}
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}
@@ -289,7 +290,15 @@ class CpuOps:
         )
         return out
 
-    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> CpuPages:
+    def new_pages(
+        self,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        values_from: int | None = None,
+    ) -> CpuPages:
         return weights.new_pages(num_pages, page_size, kv_heads, head_dim, dtype)
 
     def qk_norm_rope_store(
@@ -363,6 +372,18 @@ class CpuOps:
             _address(slopes),
         )
         return out
+
+    def gated_delta(
+        self,
+        mixed: torch.Tensor,
+        beta: torch.Tensor,
+        decay: torch.Tensor,
+        weights: DeltaWeights,
+        shape: DeltaShape,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        return gated_delta(mixed, beta, decay, weights, shape, pages, step)
 
     def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         logits = _checked(logits, torch.float32)

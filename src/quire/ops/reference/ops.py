@@ -9,8 +9,9 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights, Pages, Routes, Routing, SampleStep, Weight
 from quire.ops.layouts import ActivationQuant, Layout
+from quire.ops.reference.delta import gated_delta
 from quire.ops.reference.rounding import rounded
 from quire.ops.reference.routing import route
 from quire.ops.reference.sampling import sample
@@ -159,7 +160,15 @@ class ReferenceOps:
             return out
         return out + (shared if shared_gate is None else shared * shared_gate.sigmoid())
 
-    def new_pages(self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype) -> Pages:
+    def new_pages(
+        self,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        values_from: int | None = None,
+    ) -> Pages:
         return self.new_pages_on(num_pages, page_size, kv_heads, head_dim, dtype, torch.device("cpu"))
 
     def new_pages_on(
@@ -239,6 +248,18 @@ class ReferenceOps:
             probs = scores.softmax(dim=-1)[..., : length - first]
             out[rows] = torch.einsum("ghqk,kgd->qghd", probs, v).reshape(count, heads * head_dim)
         return out
+
+    def gated_delta(
+        self,
+        mixed: torch.Tensor,
+        beta: torch.Tensor,
+        decay: torch.Tensor,
+        weights: DeltaWeights,
+        shape: DeltaShape,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        return gated_delta(mixed, beta, decay, weights, shape, pages, step)
 
     def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         return sample(logits, step)

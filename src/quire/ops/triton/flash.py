@@ -8,7 +8,7 @@ faster in every case. On an H200 (H = 32, G = 8, D = 128, page 128), FlashAttent
     extend 8 x 512 on 2,048  249   438      decode 8 x 8,192      93    68
     32 x 64 on 1,024          78   157      decode 1 x 4,096      49    13
 
-Limits on Hopper: no split of a context over programs, pages in the dtype of q (no fp8), head sizes of a multiple of 8
+Limits on Hopper: no split of a context over programs, pages in the dtype of q (no fp8), head sizes of a multiple of 16
 up to 256, no ALiBi. Its rows past the end of a sequence's last page must be finite: ``new_pages`` and the store see
 to that. Pages of 128 tokens are its key tile for heads of up to 128 numbers; with others it takes a slower path.
 """
@@ -93,7 +93,7 @@ def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: t
     return (
         q.dtype in _HALF
         and pages.k.dtype is q.dtype
-        and head_dim % 8 == 0
+        and head_dim % 16 == 0
         and head_dim <= 256
         and alibi_slopes is None
         and hopper(q.device)

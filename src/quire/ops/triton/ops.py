@@ -7,10 +7,35 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.ops.backend import AttentionStep, Pages, Routes, Routing, SampleStep, Singles, Weight
+from quire.ops.backend import (
+    AttentionStep,
+    DeltaShape,
+    DeltaWeights,
+    Pages,
+    Routes,
+    Routing,
+    SampleStep,
+    Singles,
+    Weight,
+)
 from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Layout, join
 from quire.ops.reference.routing import route
-from quire.ops.triton import decode, elementwise, flash, linear, moe, norm, planes, prefill, quantised, rope, sampling
+from quire.ops.states import state_pages
+from quire.ops.triton import (
+    decode,
+    delta,
+    elementwise,
+    flash,
+    latent,
+    linear,
+    moe,
+    norm,
+    planes,
+    prefill,
+    quantised,
+    rope,
+    sampling,
+)
 from quire.ops.triton.narrow import OctetsWeight, PlanesWeight, moved, packed, stacked
 from quire.ops.triton.pages import TritonPages, new_pages, triton_pages
 from quire.ops.triton.tiles import Experts
@@ -185,9 +210,15 @@ class TritonOps:
         return moe.combine(y, routes, shared, shared_gate)
 
     def new_pages(
-        self, num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype
+        self,
+        num_pages: int,
+        page_size: int,
+        kv_heads: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        values_from: int | None = None,
     ) -> TritonPages:
-        return new_pages(num_pages, page_size, kv_heads, head_dim, dtype, self.device)
+        return new_pages(num_pages, page_size, kv_heads, head_dim, dtype, self.device, values_from)
 
     def qk_norm_rope_store(
         self,
@@ -235,19 +266,39 @@ class TritonOps:
         if q.shape[0] == 0:
             return torch.empty_like(q)
         shape = (heads, kv_heads, head_dim, scale, window, softcap, sinks, alibi_slopes)
-        scratch = (self._counters, self._processors)
+
+        def attend_single(q: torch.Tensor, step: AttentionStep, out: torch.Tensor | None = None) -> torch.Tensor:
+            if own.values_from is not None:
+                return latent.latent_attention(q, own, step, heads, scale, self._processors, out)
+            return decode.decode_attention(q, own, step, *shape, self._counters, self._processors, out)
+
         if step.max_query == 1:
-            return decode.decode_attention(q, own, step, *shape, *scratch)
+            return attend_single(q, step)
         several = step if step.singles is None else _others(step, step.singles)
-        if flash.supports(q, own, head_dim, alibi_slopes):
+        if own.values_from is not None:
+            out = latent.latent_attention(q, own, several, heads, scale, self._processors)
+        elif flash.supports(q, own, head_dim, alibi_slopes):
             out = flash.flash_attention(q, own, several, heads, head_dim, scale, window, softcap, sinks)
         else:
             out = prefill.prefill_attention(q, own, several, *shape)
         if step.singles is not None:
             rows = min(len(step.context_len), q.shape[0])
-            single = replace(step, context_len=step.singles.context_len[:rows], block_table=step.block_table[:rows])
-            decode.decode_attention(q[:rows], own, single, *shape, *scratch, out=out)
+            context_len, table = step.singles.context_len[:rows], step.block_table[:rows]
+            single = replace(step, context_len=context_len, block_table=table, max_query=1)
+            attend_single(q[:rows], single, out)
         return out
+
+    def gated_delta(
+        self,
+        mixed: torch.Tensor,
+        beta: torch.Tensor,
+        decay: torch.Tensor,
+        weights: DeltaWeights,
+        shape: DeltaShape,
+        pages: Pages,
+        step: AttentionStep,
+    ) -> torch.Tensor:
+        return delta.gated_delta(mixed, beta, decay, weights, shape, state_pages(pages), step)
 
     def sample(self, logits: torch.Tensor, step: SampleStep) -> torch.Tensor:
         """``logits`` may be of any float type."""

@@ -17,6 +17,7 @@ class TritonPages(Pages):
 
     k_scale: torch.Tensor
     v_scale: torch.Tensor
+    values_from: int | None = None  # ``v`` is ``k``, and of use from there on
 
     @property
     def fp8(self) -> bool:
@@ -24,18 +25,21 @@ class TritonPages(Pages):
 
 
 def new_pages(
-    num_pages: int, page_size: int, kv_heads: int, head_dim: int, dtype: torch.dtype, device: torch.device
+    num_pages: int,
+    page_size: int,
+    kv_heads: int,
+    head_dim: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    values_from: int | None = None,
 ) -> TritonPages:
     """Zeroed pages: FlashAttention-4 multiplies masked rows of a sequence's last page by 0, so none may hold NaN."""
     shape = (num_pages, page_size, kv_heads, head_dim)
     scales = (num_pages, kv_heads, page_size) if dtype is FP8 else (1,)
-    return TritonPages(
-        torch.zeros(shape, dtype=dtype, device=device),
-        torch.zeros(shape, dtype=dtype, device=device),
-        page_size,
-        torch.ones(scales, device=device),
-        torch.ones(scales, device=device),
-    )
+    k, k_scale = torch.zeros(shape, dtype=dtype, device=device), torch.ones(scales, device=device)
+    if values_from is not None:
+        return TritonPages(k, k, page_size, k_scale, k_scale, values_from)
+    return TritonPages(k, torch.zeros_like(k), page_size, k_scale, torch.ones_like(k_scale))
 
 
 def triton_pages(pages: Pages, kv_heads: int, head_dim: int) -> TritonPages:

@@ -58,6 +58,7 @@ def _qk_norm_rope_store(
     ROTARY: tl.constexpr,
     INTERLEAVED: tl.constexpr,
     NORM: tl.constexpr,
+    VALUES: tl.constexpr,
     PAGE: tl.constexpr,
     FP8: tl.constexpr,
     LIMIT: tl.constexpr,
@@ -115,8 +116,9 @@ def _qk_norm_rope_store(
     stored = slot >= 0  # a padding row of a graph has none
     is_k = (head >= HEADS) & (head < HEADS + KV_HEADS)
     _write(k_ptr, k_scale_ptr, x, slot, head - HEADS, is_k & stored, at, KV_HEADS, D, PAGE, FP8)
-    is_v &= head < all_heads
-    _write(v_ptr, v_scale_ptr, raw, slot, head - HEADS - KV_HEADS, is_v & stored, at, KV_HEADS, D, PAGE, FP8)
+    if VALUES:
+        is_v &= head < all_heads
+        _write(v_ptr, v_scale_ptr, raw, slot, head - HEADS - KV_HEADS, is_v & stored, at, KV_HEADS, D, PAGE, FP8)
 
 
 def qk_norm_rope_store(
@@ -163,6 +165,7 @@ def qk_norm_rope_store(
             ROTARY=0 if cos_sin is None else cos_sin.shape[1],
             INTERLEAVED=interleaved,
             NORM=q_norm is not None,
+            VALUES=pages.values_from is None,
             PAGE=pages.page_size,
             FP8=pages.fp8,
             LIMIT=torch.finfo(torch.float32 if pages.fp8 else pages.v.dtype).max,

@@ -1,4 +1,4 @@
-"""Pages of layers that keep a state of fixed size a sequence, and the pages of any layer."""
+"""Pages of layers that keep a state of fixed size a sequence."""
 
 from __future__ import annotations
 
@@ -6,15 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.model.spec import AttentionSpec, DeltaSpec
-from quire.ops.backend import Ops, Pages
-
-
-def new_pages(spec: AttentionSpec | DeltaSpec, ops: Ops, num_pages: int, page_size: int, dtype: torch.dtype) -> Pages:
-    """Pages for one layer; ``dtype``: of keys and values."""
-    if isinstance(spec, DeltaSpec):
-        return StatePages.new(spec, num_pages, page_size, ops.device)
-    return ops.new_pages(num_pages, page_size, spec.kv_heads, spec.head_dim, dtype)
+from quire.ops.backend import DeltaShape, Pages
 
 
 @dataclass(frozen=True)
@@ -31,9 +23,9 @@ class StatePages(Pages):
     position: torch.Tensor  # [pages, 2] int64
 
     @classmethod
-    def new(cls, spec: DeltaSpec, num_pages: int, page_size: int, device: torch.device) -> StatePages:
-        inputs = torch.empty((num_pages, 2, spec.channels, spec.kernel - 1), device=device)
-        state = torch.empty((num_pages, 2, spec.value_heads, spec.key_dim, spec.value_dim), device=device)
+    def new(cls, shape: DeltaShape, num_pages: int, page_size: int, device: torch.device) -> StatePages:
+        inputs = torch.empty((num_pages, 2, shape.channels, shape.kernel - 1), device=device)
+        state = torch.empty((num_pages, 2, shape.value_heads, shape.key_dim, shape.value_dim), device=device)
         return cls(inputs, state, page_size, torch.full((num_pages, 2), -1, device=device))
 
     def place(self, page: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -66,3 +58,10 @@ class StatePages(Pages):
         self.position[page, place] = position
         self.k[page, place] = inputs
         self.v[page, place] = state
+
+
+def state_pages(pages: Pages) -> StatePages:
+    """``pages`` if they hold states; raises otherwise."""
+    if not isinstance(pages, StatePages):
+        raise TypeError(f"These pages hold no states ({type(pages).__name__}).")
+    return pages
