@@ -127,7 +127,16 @@ def tokens(deltas: list[TokenDelta]) -> list[int]:
     return [token for delta in deltas for token in delta.token_ids]
 
 
-@pytest.mark.parametrize("name", MODELS)
+ON_A_GPU = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(DEVICE == "cpu", reason="minutes in the interpreter; their ops are tested"),
+]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["full", "windows", pytest.param("latent", marks=ON_A_GPU), pytest.param("states", marks=ON_A_GPU)],
+)
 def test_tokens_are_those_of_the_host(models: dict[str, Path], name: str) -> None:
     """Chunked prompts beside decodes, a shared prefix, a stop in the middle, edits of the logits, seeds."""
     shared = prompt(40, 1)
