@@ -95,7 +95,7 @@ class EngineConfig(ModelSource):
 
     enable_prefix_caching: bool = _schedule(True, "Reuse the pages of prompts that start alike.")
     max_num_seqs: int | None = _schedule(
-        None, "Most requests in one step (default: 64 on a CPU, 256 on a GPU).", low=1, high=4096
+        None, "Most requests in one step (default: 64 on a CPU, 256 on a GPU, 1024 on one of 60 GiB).", low=1, high=4096
     )
     max_num_batched_tokens: int | None = _schedule(
         None,
