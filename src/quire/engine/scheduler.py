@@ -24,7 +24,7 @@ from quire.engine.plan import PageGrant, SlotAdmit, SlotWork, StepPlan
 from quire.engine.request import NO_SLOT, Request
 from quire.kv.groups import Grant, PageGroups, SequencePages
 
-_LOOKAHEAD = 32  # waiting requests that a step looks at
+_LOOKAHEAD = 64  # waiting requests that a step looks at
 _order = attrgetter("order")
 
 

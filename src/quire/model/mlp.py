@@ -19,8 +19,10 @@ class Mlp:
 
     def __call__(self, ops: Ops, x: torch.Tensor) -> torch.Tensor:
         """``x [T, hidden]`` -> ``[T, hidden]``."""
-        act = ops.gate_up_act if self.spec.gated else ops.activate
-        return self.down(ops, act(self.gate_up(ops, x), self.spec.activation))
+        gate_up, activation = self.gate_up, self.spec.activation
+        if self.spec.gated:
+            return self.down(ops, ops.gated_linear(x, gate_up.weight, gate_up.bias, activation))
+        return self.down(ops, ops.activate(gate_up(ops, x), activation))
 
     @property
     def nbytes(self) -> int:

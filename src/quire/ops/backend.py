@@ -206,6 +206,10 @@ class Ops(Protocol):
         """``x [T, K] @ weight.T + bias``: ``[T, N]``."""
         ...
 
+    def gated_linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+        """``gate_up_act`` of ``linear``."""
+        ...
+
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         """``act(x[:, :F]) * x[:, F:]`` for ``x [T, 2F]``.
 

@@ -11,6 +11,7 @@ import torch
 
 from quire.ops.backend import SampleStep
 
+PADDED = 2048  # tokens
 LONGER_ROWS = 256  # beyond which FlashAttention-4 would take a variant of its own
 
 
@@ -102,8 +103,10 @@ def decode_sizes(most: int) -> list[int]:
 
 
 def mixed_sizes(most: int) -> list[int]:
-    """Token counts of graphs for steps with prompts; what is larger hides its launches behind its arithmetic."""
-    return [n for n in (32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, 2048) if n <= most]
+    """Token counts of graphs for steps with prompts. Beyond ``PADDED`` tokens only the fullest step has one: padding
+    would cost more than launches do, which hide behind the arithmetic."""
+    sizes = (32, 64, 128, 192, 256, 320, 384, 448, 512, 640, 768, 1024, 1280, 1536, PADDED)
+    return [n for n in sizes if n < most] + [most]
 
 
 def row_sizes(most: int) -> list[int]:

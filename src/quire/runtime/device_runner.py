@@ -15,6 +15,7 @@ from quire.ops.triton.launch import compile_only
 from quire.ops.triton.step import commit, prepare
 from quire.runtime.device_graphs import (
     LONGER_ROWS,
+    PADDED,
     DeviceGraphs,
     StepOutput,
     StepShape,
@@ -79,7 +80,7 @@ class DeviceRunner:
         return [
             *(StepShape(n, n, decode=True) for n in decode),
             *(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS),
-            *(StepShape(n, r, decode=False) for n in mixed or [self.slots] for r in rows if r <= max(n, rows[0])),
+            *(StepShape(n, r, decode=False) for n in mixed for r in rows if r <= max(n, rows[0])),
         ]
 
     def _rehearse(self) -> None:
@@ -144,7 +145,7 @@ class DeviceRunner:
             rows = at_least(self._row_sizes, rows)
         if longer > LONGER_ROWS:
             return StepShape(tokens, rows, False, every=every, longer=rows)
-        if not every and self._mixed_sizes and tokens <= self._mixed_sizes[-1]:
+        if not every and self._mixed_sizes and (tokens <= PADDED or tokens == self._mixed_sizes[-1]):
             tokens = at_least(self._mixed_sizes, tokens)
         return StepShape(tokens, rows, False, every=every)
 

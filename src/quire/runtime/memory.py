@@ -146,7 +146,8 @@ def _workspace_bytes(spec: DecoderSpec, slots: int, chunk: int, device: DeviceFa
     layer = item_bytes * chunk * (2 * widest + 4 * spec.hidden_size)
     if device.kind == "cpu":
         return layer + 4 * min(slots, _LOGIT_ROWS) * spec.vocab_size
-    return layer + (item_bytes + 4) * slots * spec.vocab_size  # as they come, and in float32 where a request edits them
+    # Graphs have memory of their own. Logits: as they come, and in float32 where a request edits them.
+    return 2 * layer + (item_bytes + 4) * slots * spec.vocab_size
 
 
 def _state_bytes(slots: int, max_len: int, page_size: int, groups: int) -> int:

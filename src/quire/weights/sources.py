@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from quire.config.engine import ModelSource
+from quire.config.paths import cache_dir
 from quire.weights import hub, packaged
 from quire.weights.errors import SourceError
 from quire.weights.packaged import PACKAGED, PackagedModel
@@ -59,8 +60,7 @@ def models_dir(download_dir: str | None = None) -> Path:
     """Where packaged models are kept: ``download_dir``, or quire's folder in the user's cache."""
     if download_dir is not None:
         return Path(download_dir).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path("~/.cache").expanduser()) / "quire" / "models"
+    return cache_dir("models")
 
 
 def _local(model: str) -> Path | None:

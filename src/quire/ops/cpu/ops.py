@@ -177,6 +177,9 @@ class CpuOps:
             added += part.shape[0] * out.itemsize if added else 0
         return out
 
+    def gated_linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+        return self.gate_up_act(self.linear(x, weight, bias), activation)
+
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         x = _checked(x, torch.float32)
         rows, double = x.shape

@@ -112,6 +112,9 @@ class ReferenceOps:
         y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
         return y if bias is None else y + bias.float()
 
+    def gated_linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+        return self.gate_up_act(self.linear(x, weight, bias), activation)
+
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         gate, up = x.chunk(2, dim=-1)
         if activation == "swiglu_oss":

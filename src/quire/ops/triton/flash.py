@@ -15,77 +15,14 @@ to that. Pages of 128 tokens are its key tile for heads of up to 128 numbers; wi
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from threading import Lock, Thread
-from typing import Any
-
 import torch
 
 from quire.ops.backend import AttentionStep
+from quire.ops.triton.cute import hopper, kernels
 from quire.ops.triton.pages import TritonPages
-
-log = logging.getLogger("quire.ops")
 
 _HALF = (torch.float16, torch.bfloat16)
 _QUERIES = 512  # an upper bound serves, and below a tile's rows another variant would be compiled
-
-
-_import = Lock()
-
-
-def import_early() -> None:
-    """Begin to import FlashAttention-4, which takes seconds, beside whatever comes."""
-    Thread(target=flash_function, daemon=True).start()
-
-
-def flash_function() -> Callable[..., Any] | None:
-    """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
-    with _import:
-        return _flash_function()
-
-
-@cache
-def _flash_function() -> Callable[..., Any] | None:
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
-    try:
-        with _bare_quack():
-            from flash_attn.cute import flash_attn_varlen_func
-    except ImportError as error:
-        if not (error.name or "").startswith("flash_attn"):  # it is installed
-            log.warning("FlashAttention-4 cannot be imported, so prompts take longer: %s", error)
-        return None
-    return flash_attn_varlen_func  # type: ignore[no-any-return]
-
-
-@contextmanager
-def _bare_quack() -> Iterator[None]:
-    """Spares an import 4 of its 7 seconds.
-
-    FlashAttention-4 takes helpers from modules of ``quack``; the package itself imports kernels, and they
-    ``torch._dynamo``. Within this it is a package of modules alone, as ``quack.dsl`` sets it up.
-    """
-    found = importlib.util.find_spec("quack")
-    if found is None or "quack" in sys.modules:
-        yield
-        return
-    sys.modules["quack"] = importlib.util.module_from_spec(found)
-    try:
-        importlib.import_module("quack.dsl")
-        yield
-    finally:
-        del sys.modules["quack"]
-
-
-@cache
-def hopper(device: torch.device) -> bool:
-    """Or newer: a GPU that FlashAttention-4 is made for."""
-    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
 
 
 def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: torch.Tensor | None) -> bool:
@@ -97,7 +34,7 @@ def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: t
         and head_dim <= 256
         and alibi_slopes is None
         and hopper(q.device)
-        and flash_function() is not None
+        and kernels() is not None
     )
 
 
@@ -113,10 +50,10 @@ def flash_attention(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As ``Ops.attention``; raises ``RuntimeError`` where FlashAttention-4 is not there."""
-    function = flash_function()
-    if function is None:
+    found = kernels()
+    if found is None:
         raise RuntimeError("FlashAttention-4 is not installed: pip install flash-attn-4")
-    result = function(
+    result = found.attention(
         q.view(-1, heads, head_dim),
         pages.k,
         pages.v,

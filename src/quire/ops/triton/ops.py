@@ -22,10 +22,12 @@ from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Layout, join
 from quire.ops.reference.routing import route
 from quire.ops.states import state_pages
 from quire.ops.triton import (
+    cute,
     decode,
     delta,
     elementwise,
     flash,
+    gated,
     latent,
     linear,
     moe,
@@ -88,8 +90,8 @@ class TritonOps:
         self._processors = 2  # the interpreter, which runs one program at a time, needs few
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
-            if flash.hopper(self.device):
-                flash.import_early()
+            if cute.hopper(self.device):
+                cute.import_early()
             self._has_fp8 = torch.cuda.get_device_capability(self.device) >= (8, 9)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
@@ -166,6 +168,14 @@ class TritonOps:
             y = torch.cat([self.linear(x, part) for part in weight.parts], dim=1)
             return y if bias is None else y + bias
         return linear.linear(x, _matrix(weight), bias, self._counters)
+
+    def gated_linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
+        if bias is None and gated.takes(x, weight.shape[0], activation):
+            if isinstance(weight, DenseWeight):
+                return gated.gated_linear(x, weight.matrix, activation)
+            if isinstance(weight, PlanesWeight | OctetsWeight) and (plain := quantised.plain_product(x, weight)):
+                return gated.gated_linear(*plain, activation)
+        return self.gate_up_act(self.linear(x, weight, bias), activation)
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:
         return elementwise.activate(x, activation, gated=True)

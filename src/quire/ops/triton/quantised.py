@@ -17,17 +17,29 @@ SCALED_MM_ROWS = 128  # from here on torch's product of 8-bit floats is faster (
 
 def linear(x: torch.Tensor, weight: NarrowWeight, bias: torch.Tensor | None, counters: torch.Tensor) -> torch.Tensor:
     """``x [T, K] @ weight.T + bias``."""
-    if weight.order is not None:
-        x = x.index_select(1, weight.order)
+    if (plain := plain_product(x, weight)) is not None:
+        return F.linear(*plain, bias)
+    x = _ordered(x, weight)
     if isinstance(weight, PlanesWeight):
-        if x.shape[0] >= (EXPAND_ROWS if weight.table is None else EXPAND_TABLE_ROWS):
-            return F.linear(x, planes.expand(weight, x.dtype), bias)
         return planes.product(x, weight, bias, counters)
     if weight.activation is not None:
         return _rounded(x, weight, weight.activation, bias, counters)
-    if x.shape[0] >= EXPAND_ROWS:
-        return F.linear(x, octets.expand(weight, x.dtype), bias)
     return octets.product(x, weight, bias, counters, x.dtype)
+
+
+def plain_product(x: torch.Tensor, weight: NarrowWeight) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """Inputs and plain weights whose product is wanted, if there are rows enough for it."""
+    if isinstance(weight, PlanesWeight):
+        if x.shape[0] >= (EXPAND_ROWS if weight.table is None else EXPAND_TABLE_ROWS):
+            return _ordered(x, weight), planes.expand(weight, x.dtype)
+    elif weight.activation is None and x.shape[0] >= EXPAND_ROWS:
+        return _ordered(x, weight), octets.expand(weight, x.dtype)
+    return None
+
+
+def _ordered(x: torch.Tensor, weight: NarrowWeight) -> torch.Tensor:
+    """Inputs in the order in which the weights are stored."""
+    return x if weight.order is None else x.index_select(1, weight.order)
 
 
 def _rounded(

@@ -1,0 +1,103 @@
+"""FlashAttention-4 and the products of ``quack``, on which it depends: import, and where compiled kernels stay."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from threading import Lock, Thread
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from quire.config.paths import cache_dir
+
+log = logging.getLogger("quire.ops")
+
+# Not below /tmp, as by default: what is found there is run.
+_CACHES = {"FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash-attention", "QUACK_CACHE_DIR": "quack"}
+
+
+@dataclass(frozen=True)
+class CuteKernels:
+    """``attention``: ``flash_attn_varlen_func``. ``gated_product``: makes the product of a gated activation by its name
+    in ``quack``; ``product_tiles``: makes its ``config``."""
+
+    attention: Callable[..., Any]
+    gated_product: Callable[[str], Any]
+    product_tiles: Callable[..., Any]
+
+
+@cache
+def hopper(device: torch.device) -> bool:
+    """Or newer: a GPU that these kernels are made for."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
+
+
+def import_early() -> None:
+    """Begin the import, which takes seconds, beside whatever comes."""
+    Thread(target=kernels, daemon=True).start()
+
+
+_BARE = ("quack", "quack.blockscaled")
+_import = Lock()
+
+
+def kernels() -> CuteKernels | None:
+    """None where they cannot be imported."""
+    with _import:
+        return _kernels()
+
+
+@cache
+def _kernels() -> CuteKernels | None:
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
+    for variable, name in _CACHES.items():
+        os.environ.setdefault(variable, str(cache_dir(name)))
+    try:
+        with bare_quack():
+            from flash_attn.cute import flash_attn_varlen_func
+            from quack.epilogue.library import linear_act_mod
+            from quack.gemm_config import GemmConfig
+    except ImportError as error:
+        if not (error.name or "").startswith("flash_attn"):  # it is installed
+            log.warning("FlashAttention-4 cannot be imported, so prompts take longer: %s", error)
+        return None
+    return CuteKernels(
+        flash_attn_varlen_func,
+        cache(lambda name: linear_act_mod(name, gated=True, has_c=False, has_rowvec=False, has_colvec=False)),
+        cache(GemmConfig),
+    )
+
+
+@contextmanager
+def bare_quack() -> Iterator[None]:
+    """Within it ``quack`` and ``quack.blockscaled`` are packages of modules alone, as ``quack.dsl`` sets them up.
+
+    Spares an import most of its seconds: the packages themselves import all of their kernels, and ``torch._dynamo``.
+    """
+    bare = [name for name in _BARE if name not in sys.modules]
+    try:
+        for name in bare:
+            if (package := _package(name)) is None:
+                break
+            sys.modules[name] = package
+        else:
+            importlib.import_module("quack.dsl")
+        yield
+    finally:
+        for name in bare:
+            sys.modules.pop(name, None)
+
+
+@cache
+def _package(name: str) -> ModuleType | None:
+    found = importlib.util.find_spec(name)
+    return importlib.util.module_from_spec(found) if found else None
