@@ -10,17 +10,18 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from quire.kv.pages import PagePool, PoolError
 from quire.kv.prefix import extend_chain, page_key, root_key
 
-PAGES = 7
+PAGES, SPARE = 7, 2
 
 
 class PoolMachine(RuleBasedStateMachine):
-    """Model: the tables that hold pages, the free pages in order of reuse, and which page each key finds."""
+    """Model: the tables that hold pages, free and spare pages in order of reuse, and which page each key finds."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.pool = PagePool(PAGES)
+        self.pool = PagePool(PAGES, SPARE)
         self.tables: list[list[int]] = []
-        self.free = list(range(PAGES))
+        self.free = list(range(PAGES - SPARE))
+        self.spare = list(range(PAGES - SPARE, PAGES))
         self.keys: dict[int, bytes] = {}
         self.made = 0
 
@@ -29,11 +30,12 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(count=st.integers(1, PAGES + 1))
     def take(self, count: int) -> None:
-        if count > len(self.free):
+        if count > len(self.free) + len(self.spare):
             with pytest.raises(PoolError):
                 self.pool.take(count)
             return
-        expected, self.free = self.free[:count], self.free[count:]
+        expected = (self.free + self.spare)[:count]
+        self.free, self.spare = self.free[count:], self.spare[max(0, count - len(self.free)) :]
         for page in expected:
             self.keys.pop(page, None)
         assert self.pool.take(count) == expected
@@ -56,7 +58,10 @@ class PoolMachine(RuleBasedStateMachine):
         self.pool.release(reversed(table))
         for page in reversed(table):
             if self.held(page) == 0:
-                if page in self.keys:
+                if page >= PAGES - SPARE:
+                    self.keys.pop(page, None)
+                    self.spare.insert(0, page)
+                elif page in self.keys:
                     self.free.append(page)
                 else:
                     self.free.insert(0, page)
@@ -88,7 +93,7 @@ class PoolMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         self.pool.check(self.tables)
-        assert self.pool.free == len(self.free)
+        assert self.pool.free == len(self.free) + len(self.spare)
         assert self.pool.cached == len(self.keys)
         for page, key in self.keys.items():
             assert self.pool.find(key) == page

@@ -46,6 +46,14 @@ def test_context_shrinks_to_what_memory_holds() -> None:
     assert dict(plan.rows())["sum"] <= 600 * MIB
 
 
+def test_what_a_long_request_alone_needs_is_spare() -> None:
+    plan = plan_memory(SPEC, EngineConfig(max_model_len=8192), 0, replace(HOST, auto_kv=256 * MIB), 4)
+    (group,) = plan.groups
+    assert (group.num_pages, plan.kv) == (512, 512 * 720 * 1024)
+    assert 256 * MIB <= (group.num_pages - group.spare) * 720 * 1024 < 257 * MIB
+    assert plan_memory(SPEC, EngineConfig(memory="2GiB"), 0, HOST, 4).groups[0].spare == 0
+
+
 def test_a_window_needs_fewer_pages() -> None:
     assert pages_for(8192, 16, None, 512) == 512
     assert pages_for(8192, 16, 1024, 512) == 97

@@ -86,11 +86,13 @@ class KVGroup(msgspec.Struct, frozen=True):
     """Layers that share page tables: all full-attention layers, or all with the same sliding ``window`` (tokens).
 
     ``states``: pages hold states, so a sequence cannot begin in the step that fills the last page before it.
+    ``spare``: as ``kv.pages.PagePool``.
     """
 
     window: int | None
     num_pages: int
     states: bool = False
+    spare: int = 0
 
 
 class Flight(Protocol):

@@ -22,6 +22,8 @@ class Group(Protocol):
     def num_pages(self) -> int: ...
     @property
     def states(self) -> bool: ...
+    @property
+    def spare(self) -> int: ...
 
 
 class SequencePages:
@@ -48,7 +50,7 @@ class PageGroups:
     def __init__(self, groups: Sequence[Group], page_size: int) -> None:
         self.page_size = page_size
         self.windows = [group.window for group in groups]
-        self.pools = [PagePool(group.num_pages) for group in groups]
+        self.pools = [PagePool(group.num_pages, group.spare) for group in groups]
         self.states = any(group.states for group in groups)
         self._full = [g for g, window in enumerate(self.windows) if window is None]
         self._sliding = [g for g, window in enumerate(self.windows) if window is not None]

@@ -15,19 +15,24 @@ class PagePool:
 
     A free page keeps its key until it is taken for something else, so a prefix can be found after its request is
     gone. Pages without a key are taken first, then the longest unused.
+
+    The last ``spare`` pages keep nothing and are taken when no other is free, so that their memory is not touched
+    before requests at work need it.
     """
 
-    def __init__(self, num_pages: int) -> None:
+    def __init__(self, num_pages: int, spare: int = 0) -> None:
         self.num_pages = num_pages
+        self._first_spare = num_pages - spare
         self._refs = [0] * num_pages
         self._keys: list[bytes | None] = [None] * num_pages
         self._page_of: dict[bytes, int] = {}
-        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_pages))
+        self._free: OrderedDict[int, None] = OrderedDict.fromkeys(range(self._first_spare))
+        self._spare = list(reversed(range(self._first_spare, num_pages)))
 
     @property
     def free(self) -> int:
         """Pages that no table lists, cached ones included."""
-        return len(self._free)
+        return len(self._free) + len(self._spare)
 
     @property
     def cached(self) -> int:
@@ -42,11 +47,11 @@ class PagePool:
 
     def take(self, count: int) -> list[int]:
         """``count`` pages with one reference each and no key. Raises ``PoolError`` when fewer are free."""
-        if count > len(self._free):
-            raise PoolError(f"{count} pages asked for, {len(self._free)} are free.")
+        if count > self.free:
+            raise PoolError(f"{count} pages asked for, {self.free} are free.")
         pages: list[int] = []
         for _ in range(count):
-            page, _ = self._free.popitem(last=False)
+            page = self._free.popitem(last=False)[0] if self._free else self._spare.pop()
             self.forget(page)
             self._refs[page] = 1
             pages.append(page)
@@ -65,7 +70,10 @@ class PagePool:
             if refs < 0:
                 raise PoolError(f"Page {page} is released but nobody holds it.")
             self._refs[page] = refs
-            if refs == 0:
+            if refs == 0 and page >= self._first_spare:
+                self.forget(page)
+                self._spare.append(page)
+            elif refs == 0:
                 self._free[page] = None
                 if self._keys[page] is None:
                     self._free.move_to_end(page, last=False)
@@ -93,15 +101,16 @@ class PagePool:
     def check(self, tables: Iterable[Iterable[int]]) -> None:
         """Raise ``PoolError`` unless counts, free list and keys agree with the tables that hold pages."""
         held = Counter(page for table in tables for page in table)
+        free = {*self._free, *self._spare}
         for page in range(self.num_pages):
             if self._refs[page] != held[page]:
                 raise PoolError(f"Page {page} has {self._refs[page]} references; {held[page]} tables list it.")
-            if (page in self._free) != (held[page] == 0):
+            if (page in free) != (held[page] == 0):
                 raise PoolError(f"Page {page} is in use and on the free list, or in neither.")
             key = self._keys[page]
             if key is not None and self._page_of.get(key) != page:
                 raise PoolError(f"Page {page} has a key that does not find it.")
-        if len(self._free) + sum(1 for count in held.values() if count) != self.num_pages:
+        if self.free + sum(1 for count in held.values() if count) != self.num_pages:
             raise PoolError("Free and held pages do not add up to the pool.")
         if len(self._page_of) != sum(key is not None for key in self._keys):
             raise PoolError("A key finds a page that does not have it.")

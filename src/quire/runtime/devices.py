@@ -26,7 +26,7 @@ _DTYPES = {
 @dataclass(frozen=True)
 class DeviceFacts:
     """``memory``: bytes that may be used. ``process``: bytes in use before any model. ``auto_kv``: what pages get when
-    the user leaves it to us; ``None``: all that is left."""
+    the user leaves it to us, and a request that needs more finds spare ones; ``None``: all that is left."""
 
     kind: str
     memory: int

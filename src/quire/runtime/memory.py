@@ -109,7 +109,11 @@ def plan_memory(
     counts = _split_pages(kv, max_len, windows, per_page, page_size, chunk, slots)
     kv = sum(count * b for count, b in zip(counts, per_page, strict=True))
     with_states = {a.window for layer in spec.layers if isinstance(a := layer.attention, DeltaSpec)}
-    groups = tuple(KVGroup(w, count, w in with_states) for w, count in zip(windows, counts, strict=True))
+    kept = 1.0 if total is not None or device.auto_kv is None else min(1.0, device.auto_kv / kv)
+    groups = tuple(
+        KVGroup(w, count, w in with_states, spare=int(count * (1 - kept)))
+        for w, count in zip(windows, counts, strict=True)
+    )
     return MemoryPlan(weights, kv, workspace, device.process, total, max_len, page_size, groups, chunk)
 
 

@@ -105,6 +105,15 @@ def test_linear(ops: TritonOps, name: str, rows: int) -> None:
     assert not ops._counters.any()
 
 
+@pytest.mark.parametrize("name", ["3 bits, zeros", "4 bits, order", "nf4", "8 bits", "int8, rounded", "fp8"])
+@pytest.mark.parametrize("rows", [1, 3, 70])
+def test_gated_linear(ops: TritonOps, name: str, rows: int) -> None:
+    layout = LAYOUTS[name]()
+    x, bias = draw(ops, rows, K), draw(ops, N)
+    want = REFERENCE.gated_linear(x, REFERENCE.pack(layout), bias, "silu")
+    close_enough(ops.gated_linear(given(ops, x), ops.pack(layout), given(ops, bias), "silu"), want)
+
+
 def close_enough(got: torch.Tensor, want: torch.Tensor) -> None:
     """By the size of a result: weights are rounded to the type of activations, as inputs may be to 8 bits."""
     size = float(want.square().mean().sqrt())

@@ -48,6 +48,16 @@ def _activate(x, KIND: tl.constexpr):
 
 
 @triton.jit
+def gate_up(gate, up, KIND: tl.constexpr):
+    """``act(gate) * up``, as ``Ops.gate_up_act``."""
+    if KIND == "swiglu_oss":
+        gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
+        up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
+        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+    return _activate(gate, KIND) * up
+
+
+@triton.jit
 def _act(
     x_ptr,
     out_ptr,
@@ -64,12 +74,7 @@ def _act(
     if GATED:
         gate = tl.load(x_ptr + row * 2 * width + at, mask=mask, other=0.0).to(tl.float32)
         up = tl.load(x_ptr + (row * 2 + 1) * width + at, mask=mask, other=0.0).to(tl.float32)
-        if KIND == "swiglu_oss":
-            gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
-            up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
-            y = gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
-        else:
-            y = _activate(gate, KIND) * up
+        y = gate_up(gate, up, KIND)
     else:
         y = _activate(tl.load(x_ptr + row * width + at, mask=mask, other=0.0).to(tl.float32), KIND)
     tl.store(out_ptr + row * width + at, y.to(out_ptr.dtype.element_ty), mask=mask)

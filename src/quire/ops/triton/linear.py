@@ -12,7 +12,9 @@ import torch.nn.functional as F
 import triton
 import triton.language as tl
 
+from quire.ops.triton import elementwise, gated
 from quire.ops.triton.launch import inputs_ready, launch
+from quire.ops.triton.tiles import gate_block, outputs_of
 
 MAX_ROWS = 16
 
@@ -32,6 +34,7 @@ def _skinny(
     HAS_BIAS: tl.constexpr,
     DOT: tl.constexpr,
     SPLIT: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -39,7 +42,7 @@ def _skinny(
 ):
     block = tl.program_id(0)
     split = tl.program_id(1)
-    n = block * BLOCK_N + tl.arange(0, BLOCK_N)
+    n, real = outputs_of(block, N, BLOCK_N, ACTIVATION != "")
     m = tl.arange(0, BLOCK_M)
     k = tl.arange(0, BLOCK_K)
     begin = 0
@@ -53,7 +56,7 @@ def _skinny(
         inputs_ready(PDL)
         acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for at in tl.range(begin, end, BLOCK_K):
-            w = tl.load(weight_rows + (at + k)[None, :], mask=(n < N)[:, None] & (at + k < K)[None, :], other=0.0)
+            w = tl.load(weight_rows + (at + k)[None, :], mask=real[:, None] & (at + k < K)[None, :], other=0.0)
             x = tl.load(
                 x_ptr + m[:, None] * K + (at + k)[None, :],
                 mask=(m < rows)[:, None] & (at + k < K)[None, :],
@@ -62,7 +65,7 @@ def _skinny(
             acc = tl.dot(x, tl.trans(w), acc, input_precision="ieee")
     else:
         # Weights are on their way before the inputs are there: the kernel ahead may still run.
-        w = tl.load(weight_rows + (begin + k)[None, :], mask=(n < N)[:, None] & (begin + k < K)[None, :], other=0.0)
+        w = tl.load(weight_rows + (begin + k)[None, :], mask=real[:, None] & (begin + k < K)[None, :], other=0.0)
         inputs_ready(PDL)
         products = tl.zeros([BLOCK_M, BLOCK_N, BLOCK_K], tl.float32)
         for at in tl.range(begin, end, BLOCK_K):
@@ -73,10 +76,10 @@ def _skinny(
             )
             now = w
             ahead = at + BLOCK_K + k
-            w = tl.load(weight_rows + ahead[None, :], mask=(n < N)[:, None] & (ahead < K)[None, :], other=0.0)
+            w = tl.load(weight_rows + ahead[None, :], mask=real[:, None] & (ahead < K)[None, :], other=0.0)
             products += now.to(tl.float32)[None, :, :] * x.to(tl.float32)[:, None, :]
         acc = tl.sum(products, 2)
-    mask = (m < rows)[:, None] & (n < N)[None, :]
+    mask = (m < rows)[:, None] & real[None, :]
     if SPLIT:
         place = m[:, None] * N + n[None, :]
         tl.store(partial_ptr + split * BLOCK_M * N + place, acc, mask=mask)
@@ -88,19 +91,33 @@ def _skinny(
         for other in tl.range(splits):  # in order: the sum does not depend on which program came last
             acc += tl.load(partial_ptr + other * BLOCK_M * N + place, mask=mask, other=0.0)
     if HAS_BIAS:
-        acc += tl.load(bias_ptr + n, mask=n < N, other=0.0).to(tl.float32)[None, :]
+        acc += tl.load(bias_ptr + n, mask=real, other=0.0).to(tl.float32)[None, :]
+    if ACTIVATION != "":
+        acc = tl.trans(gate_block(tl.trans(acc), ACTIVATION))
+        n, real = outputs_of(block, N // 2, BLOCK_N // 2, False)
+        N = N // 2
+        mask = (m < rows)[:, None] & real[None, :]
     tl.store(out_ptr + m[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def skinny_linear(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    counters: torch.Tensor,
+    activation: str | None = None,
 ) -> torch.Tensor:
-    """``x [T, K] @ weight.T + bias`` for at most ``MAX_ROWS`` rows. ``counters``: int32 zeros, left zero."""
+    """``x [T, K] @ weight.T + bias``, gated by ``activation``, for at most ``MAX_ROWS`` rows.
+
+    ``counters``: int32 zeros, left zero.
+    """
     x = x.contiguous()
     rows = x.shape[0]
     n, k = weight.shape
-    out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     dot, block_n, block_k, splits, warps, stages = _tiles(rows, n, k)
+    if activation:
+        block_n = max(2, block_n)
     block_m = max(16 if dot else 1, triton.next_power_of_2(rows))
     partial = torch.empty(splits if splits > 1 else 0, block_m, n, dtype=torch.float32, device=x.device)
     launch(
@@ -119,6 +136,7 @@ def skinny_linear(
         HAS_BIAS=bias is not None,
         DOT=dot,
         SPLIT=splits > 1,
+        ACTIVATION=activation or "",
         BLOCK_M=block_m,
         BLOCK_N=block_n,
         BLOCK_K=block_k,
@@ -135,11 +153,28 @@ def _tiles(rows: int, n: int, k: int) -> tuple[bool, int, int, int, int, int]:
     return True, 32, 128, 4 if n < 2048 else 1, 4, 4
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, counters: torch.Tensor) -> torch.Tensor:
-    """The faster of both by shape alone, so that a row's result depends on nothing but the batch size."""
+def linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    counters: torch.Tensor,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """The fastest by shape alone, so that a row's result depends on nothing but the batch size."""
     if use_skinny(x.shape[0], weight.shape[0], weight.shape[1]):
-        return skinny_linear(x, weight, bias, counters)
-    return F.linear(x, weight, bias)
+        return skinny_linear(x, weight, bias, counters, activation)
+    return wide_linear(x, weight, bias, activation)
+
+
+def wide_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, activation: str | None = None
+) -> torch.Tensor:
+    """cuBLAS, or one kernel for the product and its activation."""
+    if activation is None:
+        return F.linear(x, weight, bias)
+    if bias is None and gated.takes(x, weight.shape[0], activation):
+        return gated.gated_linear(x, weight, activation)
+    return elementwise.activate(F.linear(x, weight, bias), activation, gated=True)
 
 
 def use_skinny(rows: int, n: int, k: int) -> bool:

@@ -13,7 +13,7 @@ import triton.language as tl
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
-from quire.ops.triton.tiles import Tiles, prefetch, splits_for
+from quire.ops.triton.tiles import Tiles, gate_block, outputs_of, prefetch, splits_for
 
 _FP8_MAX = tl.constexpr(448.0)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
@@ -43,6 +43,7 @@ def _product(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
+    ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -50,7 +51,7 @@ def _product(
 ):
     XTYPE: tl.constexpr = x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int8 == XTYPE
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
     k = tl.arange(0, BLOCK_K)
@@ -60,7 +61,6 @@ def _product(
         share = tl.cdiv(tl.cdiv(K, splits), BLOCK_K) * BLOCK_K
         begin = split * share
         end = tl.minimum(begin + share, K)
-    real = n < N
     here = m < rows
     w_rows = q_ptr + tl.where(real, n, 0).to(tl.int64)[:, None] * K + k[None, :]
     if PDL:  # weights come to the L2 while the kernel ahead still runs
@@ -120,6 +120,11 @@ def _product(
         total *= tl.load(x_scale_ptr + m, mask=here, other=0.0)[None, :]
     if HAS_BIAS:
         total += tl.load(bias_ptr + n, mask=real, other=0.0).to(tl.float32)[:, None]
+    if ACTIVATION != "":
+        total = gate_block(total, ACTIVATION)
+        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
+        N = N // 2
+        mask = here[None, :] & real[:, None]
     out = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
     tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -210,12 +215,16 @@ def product(
     scale: torch.Tensor | None = None,
     zero: torch.Tensor | None = None,
     tiles: Tiles | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
-    """``x [T, K] @ weight.T + bias`` in ``dtype``; ``x`` may be rounded to 8 bits, with its scales and zero points."""
+    """``x [T, K] @ weight.T + bias`` in ``dtype``, gated by ``activation``.
+
+    ``x`` may be rounded to 8 bits, with its scales and zero points.
+    """
     x = x.contiguous()
     rows = x.shape[0]
     n, k = weight.shape
-    out = torch.empty(rows, n, dtype=dtype, device=x.device)
+    out = torch.empty(rows, n // 2 if activation else n, dtype=dtype, device=x.device)
     if rows == 0:
         return out
     x_groups = 0 if scale is None else scale.shape[1]
@@ -255,6 +264,7 @@ def product(
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
         EVEN=k % block_k == 0,
+        ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
         BLOCK_K=block_k,

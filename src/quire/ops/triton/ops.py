@@ -27,7 +27,6 @@ from quire.ops.triton import (
     delta,
     elementwise,
     flash,
-    gated,
     latent,
     linear,
     moe,
@@ -170,11 +169,10 @@ class TritonOps:
         return linear.linear(x, _matrix(weight), bias, self._counters)
 
     def gated_linear(self, x: torch.Tensor, weight: Weight, bias: torch.Tensor | None, activation: str) -> torch.Tensor:
-        if bias is None and gated.takes(x, weight.shape[0], activation):
-            if isinstance(weight, DenseWeight):
-                return gated.gated_linear(x, weight.matrix, activation)
-            if isinstance(weight, PlanesWeight | OctetsWeight) and (plain := quantised.plain_product(x, weight)):
-                return gated.gated_linear(*plain, activation)
+        if isinstance(weight, DenseWeight):
+            return linear.linear(x, weight.matrix, bias, self._counters, activation)
+        if isinstance(weight, PlanesWeight | OctetsWeight):
+            return quantised.linear(x, weight, bias, self._counters, activation)
         return self.gate_up_act(self.linear(x, weight, bias), activation)
 
     def gate_up_act(self, x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -15,7 +15,7 @@ import triton.language as tl
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PlanesWeight
 from quire.ops.triton.search import owner_of
-from quire.ops.triton.tiles import Experts, Tiles, prefetch, splits_for
+from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
 
 _MANY_OUTPUTS = 16384
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -188,6 +188,7 @@ def _product(
     EXPERTS: tl.constexpr,
     GATHER: tl.constexpr,
     PTX: tl.constexpr,
+    ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
@@ -195,8 +196,7 @@ def _product(
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     BLOCK: tl.constexpr = 8 * WIDTH
     tile = tl.program_id(0)
-    n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
-    real = n < N
+    n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     split = tl.program_id(2)
     j = tl.arange(0, STEP)
     begin = 0
@@ -283,6 +283,11 @@ def _product(
             acc += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + expert * N + n, mask=real, other=0.0).to(tl.float32)[:, None]
+    if ACTIVATION != "":
+        acc = gate_block(acc, ACTIVATION)
+        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
+        N = N // 2
+        mask = here[None, :] & real[:, None]
     out = out_ptr + row.to(tl.int64)[None, :] * N + n[:, None]
     tl.store(out, acc.to(DTYPE), mask=mask)
 
@@ -354,14 +359,15 @@ def product(
     counters: torch.Tensor,
     tiles: Tiles | None = None,
     experts: Experts | None = None,
+    activation: str | None = None,
 ) -> torch.Tensor:
-    """``x [T, K] @ weight.T + bias``; with ``experts`` as ``Ops.grouped_linear``."""
+    """``x [T, K] @ weight.T + bias``, gated by ``activation``; with ``experts`` as ``Ops.grouped_linear``."""
     x = x.contiguous()
     stored, k = weight.shape
     count = 1 if experts is None else len(experts.offsets) - 1
     n = stored // count
     rows = x.shape[0] if experts is None or experts.rows is None else experts.rows.shape[0]
-    out = torch.empty(rows, n, dtype=x.dtype, device=x.device)
+    out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
     t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None)
@@ -404,6 +410,7 @@ def product(
         EXPERTS=experts is not None,
         GATHER=experts is not None and experts.rows is not None,
         PTX=ptx,
+        ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
         num_warps=t.warps,

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
 from quire.ops.layouts import ActivationQuant
-from quire.ops.triton import octets, planes
+from quire.ops.triton import elementwise, octets, planes
+from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
 
 # From so many rows on it is faster to expand the weights for cuBLAS (H100, 4 bits, all products of an 8B model's layer:
@@ -15,31 +15,26 @@ EXPAND_ROWS, EXPAND_TABLE_ROWS = 384, 192
 SCALED_MM_ROWS = 128  # from here on torch's product of 8-bit floats is faster (256 rows: 124 us to 146)
 
 
-def linear(x: torch.Tensor, weight: NarrowWeight, bias: torch.Tensor | None, counters: torch.Tensor) -> torch.Tensor:
-    """``x [T, K] @ weight.T + bias``."""
-    if (plain := plain_product(x, weight)) is not None:
-        return F.linear(*plain, bias)
-    x = _ordered(x, weight)
+def linear(
+    x: torch.Tensor,
+    weight: NarrowWeight,
+    bias: torch.Tensor | None,
+    counters: torch.Tensor,
+    activation: str | None = None,
+) -> torch.Tensor:
+    """``x [T, K] @ weight.T + bias``, gated by ``activation``."""
+    if weight.order is not None:
+        x = x.index_select(1, weight.order)
+    rows = x.shape[0]
     if isinstance(weight, PlanesWeight):
-        return planes.product(x, weight, bias, counters)
+        if rows >= (EXPAND_ROWS if weight.table is None else EXPAND_TABLE_ROWS):
+            return wide_linear(x, planes.expand(weight, x.dtype), bias, activation)
+        return planes.product(x, weight, bias, counters, activation=activation)
     if weight.activation is not None:
-        return _rounded(x, weight, weight.activation, bias, counters)
-    return octets.product(x, weight, bias, counters, x.dtype)
-
-
-def plain_product(x: torch.Tensor, weight: NarrowWeight) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """Inputs and plain weights whose product is wanted, if there are rows enough for it."""
-    if isinstance(weight, PlanesWeight):
-        if x.shape[0] >= (EXPAND_ROWS if weight.table is None else EXPAND_TABLE_ROWS):
-            return _ordered(x, weight), planes.expand(weight, x.dtype)
-    elif weight.activation is None and x.shape[0] >= EXPAND_ROWS:
-        return _ordered(x, weight), octets.expand(weight, x.dtype)
-    return None
-
-
-def _ordered(x: torch.Tensor, weight: NarrowWeight) -> torch.Tensor:
-    """Inputs in the order in which the weights are stored."""
-    return x if weight.order is None else x.index_select(1, weight.order)
+        return _rounded(x, weight, weight.activation, bias, counters, activation)
+    if rows >= EXPAND_ROWS:
+        return wide_linear(x, octets.expand(weight, x.dtype), bias, activation)
+    return octets.product(x, weight, bias, counters, x.dtype, activation=activation)
 
 
 def _rounded(
@@ -48,14 +43,16 @@ def _rounded(
     how: ActivationQuant,
     bias: torch.Tensor | None,
     counters: torch.Tensor,
+    activation: str | None,
 ) -> torch.Tensor:
     if x.shape[0] == 0:
-        return x.new_empty(0, weight.shape[0])
+        return x.new_empty(0, weight.shape[0] // 2 if activation else weight.shape[0])
     q, scale, zero = octets.rounded(x, how)
     if x.shape[0] >= SCALED_MM_ROWS and scaled_mm_takes(x, weight):
         out = torch._scaled_mm(q, weight.q.T, scale, weight.scale, out_dtype=x.dtype, use_fast_accum=True)
-        return out if bias is None else out + bias
-    return octets.product(q, weight, bias, counters, x.dtype, scale, zero)
+        out = out if bias is None else out + bias
+        return elementwise.activate(out, activation, gated=True) if activation else out
+    return octets.product(q, weight, bias, counters, x.dtype, scale, zero, activation=activation)
 
 
 def scaled_mm_takes(x: torch.Tensor, weight: OctetsWeight) -> bool:

@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 
+from quire.ops.triton.elementwise import gate_up
+
 
 @dataclass(frozen=True)
 class Tiles:
@@ -26,6 +28,25 @@ class Experts:
 
     offsets: torch.Tensor
     rows: torch.Tensor | None
+
+
+@triton.jit
+def outputs_of(block, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
+    """The outputs of a block, and whether they exist. ``GATED``: half of them gates, the rest what these gate."""
+    i = tl.arange(0, BLOCK_N)
+    if GATED:
+        first = block * (BLOCK_N // 2) + i % (BLOCK_N // 2)
+        return first + i // (BLOCK_N // 2) * (N // 2), first < N // 2
+    n = block * BLOCK_N + i
+    return n, n < N
+
+
+@triton.jit
+def gate_block(acc, ACTIVATION: tl.constexpr):
+    """The gated half [BLOCK_N // 2, BLOCK_M] of a block [BLOCK_N, BLOCK_M] of outputs."""
+    halves = acc.reshape(2, acc.shape[0] // 2, acc.shape[1])
+    gate, up = tl.split(tl.permute(halves, (1, 2, 0)))
+    return gate_up(gate, up, ACTIVATION)
 
 
 @triton.jit

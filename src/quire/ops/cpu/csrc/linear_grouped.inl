@@ -138,15 +138,16 @@ QUIRE_INLINE void multiply_group(const uint8_t* data, int64_t apart, int group, 
 
 #ifdef QUIRE_AVX512
 constexpr int kDirectHeight = 8;
+constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for all tiles
 constexpr int direct_pairs(int rows) { return rows <= 2 ? 2 : 1; }
 constexpr int direct_sums(int rows) { return rows == 1 ? 4 : rows <= 6 ? 2 : 1; }  // several hide the latency of fma
 #else
+constexpr int64_t kDirectRows = 11;
 constexpr int kDirectHeight = 5;   // 5 rows x 2 vectors of sums, 2 packed, 2 unpacked, 1 broadcast: 15 registers
 constexpr int direct_pairs(int rows) { return rows == 2 ? 2 : 1; }
 constexpr int direct_sums(int rows) { return rows == 1 ? 4 : 1; }
 #endif
 constexpr int64_t kPrefetchBytes = 16 * 1024;
-constexpr int64_t kDirectRows = 24;  // for more, weights are unpacked once for all tiles
 
 // Inputs of a tile of rows as ``grouped_direct`` wants them.
 struct DirectInputs {

@@ -88,15 +88,16 @@ QUIRE_INLINE void multiply_tile(const float* a, const T* b, int64_t b_stride, in
   }
 }
 
-// c [Rows][16] += a [count][Rows] x b [count][16]
+// to [Rows][16] = from [Rows][16] + a [count][Rows] x b [count][16]; rows of ``from`` and ``to`` lie their strides apart.
 template <int Rows>
-void dense_tile(const float* a, const float* b, int64_t count, float* c) {
+QUIRE_ALONE void dense_tile(const float* a, const float* b, int64_t count, const float* from, int64_t from_stride, float* to,
+                int64_t to_stride) {
   Wide acc[Rows];
   QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) acc[m] = load_wide(c + m * 16);
+  for (int m = 0; m < Rows; ++m) acc[m] = load_wide(from + m * from_stride);
   multiply_tile<Rows>(a, b, 16, count, acc);
   QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) store(c + m * 16, acc[m]);
+  for (int m = 0; m < Rows; ++m) store(to + m * to_stride, acc[m]);
 }
 
 // All tiles' rows of x [rows, width], interleaved; in the pool's scratch.
@@ -132,17 +133,23 @@ void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64
   float* sums = arena.take<float>(rows * 16);
   float* block = arena.take<float>(step * 16);
   const int64_t width = w.n - first < 16 ? w.n - first : 16;
-  for (int64_t i = 0; i < 16; ++i) sums[i] = bias && i < width ? bias[first + i] : 0.0f;
-  for (int64_t m = 1; m < rows; ++m) memcpy(sums + m * 16, sums, 64);
+  alignas(64) float initial[16] = {};
+  for (int64_t i = 0; bias && i < width; ++i) initial[i] = bias[first + i];
   for (int64_t k = 0; k < w.k; k += step) {
     const int64_t count = w.k - k < step ? w.k - k : step;
+    const bool last = k + count == w.k && width == 16;
     unpack(k, count, block);
     for (int64_t t = begin; t < end; ++t) {
       const float* a = values + tiles.start(t) * w.k + k * tiles.height(t);
-      float* c = sums + (tiles.start(t) - row) * 16;
-      with_rows<kTileRows>(tiles.height(t), [&](auto height) { dense_tile<height>(a, block, count, c); });
+      float* sum = sums + (tiles.start(t) - row) * 16;
+      const float* from = k ? sum : initial;
+      float* to = last ? out + tiles.start(t) * stride + first : sum;
+      with_rows<kTileRows>(tiles.height(t), [&](auto height) {
+        dense_tile<height>(a, block, count, from, k ? 16 : 0, to, last ? stride : 16);
+      });
     }
   }
+  if (width == 16) return;
   for (int64_t m = 0; m < rows; ++m) memcpy(out + (row + m) * stride + first, sums + m * 16, width * 4);
 }
 
