@@ -10,13 +10,15 @@ import torch
 from quire.model.decoder import Step
 from quire.model.dummy import DummyLoader
 from quire.model.families import describe
+from quire.ops.backend import Pages
 from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.reference import ReferenceOps
 from quire.ops.triton import TritonOps
 from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
 from quire.ops.triton.quantised import expand
 from quire.quant.at_load import NF4
 from quire.quant.mxfp4 import TABLE
-from tests.ops.triton.harness import REFERENCE, close, draw, given, make_step
+from tests.ops.triton.harness import REFERENCE, close, draw, given, make_step, moved
 
 N, K = 72, 512
 ROWS = (1, 3, 16, 40, 300)
@@ -155,22 +157,31 @@ def test_widths() -> None:
 
 
 @pytest.mark.parametrize("method", ["int4", "nf4", "fp8", "int8"])
-def test_model(method: str) -> None:
+def test_model(float_ops: TritonOps, method: str) -> None:
     """A whole model with quantised weights."""
     config = _CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
     spec, names = describe(config)
     logits = []
-    for ops in (REFERENCE, TritonOps("cpu", torch.float32)):
+    reference = ReferenceOps()
+    reference.device = float_ops.device  # random weights are made there
+    for ops in (reference, float_ops):
         decoder = DummyLoader(spec, names, ops, method).decoder(1, 64)
         torch.manual_seed(1)
         step, pages = make_step([(9, 9), (20, 1)], 16)
-        stores = [ops.new_pages(pages, 16, 2, 16, torch.float32) for _ in spec.layers]
+        stores = [new_pages(ops, pages) for _ in spec.layers]
         for store in stores:
             store.k.zero_()
             store.v.zero_()
-        hidden = decoder.forward(Step(torch.arange(10) * 7, [step]), stores)
+        ids = (torch.arange(10) * 7).to(ops.device)
+        hidden = decoder.forward(Step(ids, [moved(step, ops.device)]), stores)
         logits.append(decoder.logits(hidden))
     torch.testing.assert_close(logits[1], logits[0], rtol=1e-3, atol=1e-3 * float(logits[0].abs().max()))
+
+
+def new_pages(ops: ReferenceOps | TritonOps, pages: int) -> Pages:
+    if isinstance(ops, ReferenceOps):
+        return ops.new_pages_on(pages, 16, 2, 16, torch.float32, ops.device)
+    return ops.new_pages(pages, 16, 2, 16, torch.float32)
 
 
 _CONFIG = {

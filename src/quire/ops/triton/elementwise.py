@@ -53,8 +53,10 @@ def gate_up(gate, up, KIND: tl.constexpr):
     if KIND == "swiglu_oss":
         gate = tl.minimum(gate, 7.0, propagate_nan=tl.PropagateNan.ALL)
         up = tl.clamp(up, -7.0, 7.0, propagate_nan=tl.PropagateNan.ALL)
-        return gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
-    return _activate(gate, KIND) * up
+        y = gate / (1.0 + tl.exp(-1.702 * gate)) * (up + 1.0)
+    else:  # Triton compiles what follows a return
+        y = _activate(gate, KIND) * up
+    return y
 
 
 @triton.jit

@@ -51,6 +51,9 @@ def _product(
 ):
     XTYPE: tl.constexpr = x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int8 == XTYPE
+    # Weights that widen are operands in registers, which Triton 3.6 overwrites while a product that goes on summing
+    # still reads them (H100: wrong sums with 128 rows and int8). Sums of one block each are waited for.
+    CHAIN: tl.constexpr = (GROUP == 0 and X_GROUP <= 0) and q_ptr.dtype.element_ty == XTYPE
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
@@ -68,7 +71,7 @@ def _product(
             prefetch(q_ptr + tl.where(real, n, 0).to(tl.int64) * K + tl.minimum(begin + ahead * 128, K - 1))
     inputs_ready(PDL)
     x_rows = x_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
-    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and GROUP == 0 and X_GROUP <= 0 else tl.float32)
+    acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and CHAIN else tl.float32)
     for at in tl.range(begin, end, BLOCK_K):
         if EVEN:
             w = tl.load(w_rows + at)
@@ -78,7 +81,7 @@ def _product(
             w = tl.load(w_rows + at, mask=inside, other=0.0)
             x = tl.load(x_rows + at, mask=here[:, None] & inside, other=0.0)
         wide = w.to(XTYPE)
-        if GROUP == 0 and X_GROUP <= 0:
+        if CHAIN:
             if INTEGER:
                 acc = tl.dot(wide, tl.trans(x), acc, out_dtype=tl.int32)
             else:
@@ -157,13 +160,13 @@ def _round(
         scale = fixed_scale
         zero = fixed_zero
     elif FLOAT or SYMMETRIC:
-        scale = tl.max(tl.abs(x), 0) / (448.0 if FLOAT else 127.5)
+        scale = tl.div_rn(tl.max(tl.abs(x), 0), 448.0 if FLOAT else 127.5)
     else:
         low = tl.minimum(tl.min(x, 0), 0.0)
-        scale = (tl.maximum(tl.max(x, 0), 0.0) - low) / 255.0
-        zero = tl.minimum(tl.maximum(-128.0 - low / tl.maximum(scale, 1e-37), -128.0), 127.0)
+        scale = tl.div_rn(tl.maximum(tl.max(x, 0), 0.0) - low, 255.0)
+        zero = tl.minimum(tl.maximum(-128.0 - tl.div_rn(low, tl.maximum(scale, 1e-37)), -128.0), 127.0)
         zero = (zero + _ROUND) - _ROUND
-    q = x / tl.maximum(scale, 1e-37)
+    q = tl.div_rn(x, tl.maximum(scale, 1e-37))
     if FLOAT:
         q = tl.minimum(tl.maximum(q, -_FP8_MAX), _FP8_MAX)
         if not DEVICE:  # the interpreter cuts off what the device rounds
@@ -351,6 +354,8 @@ def plan_tiles(rows: int, n: int, k: int, item: int) -> Tiles:
         block_m = max(16, triton.next_power_of_2(rows))
         splits = splits_for(triton.cdiv(n, 64), k // 512, 132 if k <= 8192 else 264)
         if item > 1:  # weights that widen take registers, and inputs more room
+            if block_m == 16:
+                return Tiles(16, 64, splits_for(1, k // 512, 4), 4, 4)
             return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3)
         return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3, block_k=256)
     m_tiles = triton.cdiv(rows, 128)

@@ -91,19 +91,20 @@ def _fields(plane4, plane2, plane1, FIELD: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 def _floats(fields, MAGIC: tl.constexpr, DTYPE: tl.constexpr):
     """``base + fields``: in 16 bits by setting the bits of a mantissa."""
-    if MAGIC == 0:
-        return fields.to(DTYPE)
-    return (fields | MAGIC).to(tl.int16).to(DTYPE, bitcast=True)
+    return fields.to(DTYPE) if MAGIC == 0 else (fields | MAGIC).to(tl.int16).to(DTYPE, bitcast=True)
 
 
 @triton.jit
 def _pair(meta_ptr, at, DTYPE: tl.constexpr):
     """Scale and zero (or minimum) of each output in one group."""
     if tl.float32 == DTYPE:
-        return tl.load(meta_ptr + 2 * at), tl.load(meta_ptr + 2 * at + 1)
-    both = tl.load(meta_ptr + at)
-    scale = (both & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
-    return scale, ((both >> 16) & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
+        scale = tl.load(meta_ptr + 2 * at)
+        second = tl.load(meta_ptr + 2 * at + 1)
+    else:  # Triton compiles what follows a return
+        both = tl.load(meta_ptr + at)
+        scale = (both & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
+        second = ((both >> 16) & 0xFFFF).to(tl.int16).to(DTYPE, bitcast=True)
+    return scale, second
 
 
 @triton.jit
@@ -475,6 +476,8 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
         return Tiles(block_m, 64, splits_for(triton.cdiv(n, 64), blocks, 900), 4, 3)
     if block_m == 8 and n < _MANY_OUTPUTS:
         return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 528), 4, 3)
+    if block_m == 16 and n >= _MANY_OUTPUTS:
+        return Tiles(16, 64, 1, 2, 4)
     if block_m == 64:
         splits = splits_for(triton.cdiv(n, 128), blocks, 200)
         return Tiles(64, 128, splits, 8, 3 if splits > 1 else 2)
