@@ -40,7 +40,7 @@ def test_soak(models: dict[str, Path], name: str) -> None:  # noqa: F811
     assert len(reasons) == len(requests) >= 500
     assert set(reasons) == {"length", "abort"}
     assert engine.core.kv.free_pages == engine.core.kv.total_pages
-    assert engine.stats().preemptions > 20
+    assert engine.stats().preemptions > 10
     alone = device_engine(models[name], **OPTIONS, enable_prefix_caching=False)
     for request_id in rng.sample(sorted(requests), 200):
         _check_same(found[request_id], run(alone, [requests[request_id]])[request_id])

@@ -51,9 +51,10 @@ def _product(
 ):
     XTYPE: tl.constexpr = x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int8 == XTYPE
-    # Weights that widen are operands in registers, which Triton 3.6 overwrites while a product that goes on summing
-    # still reads them (H100: wrong sums with 128 rows and int8). Sums of one block each are waited for.
-    CHAIN: tl.constexpr = (GROUP == 0 and X_GROUP <= 0) and q_ptr.dtype.element_ty == XTYPE
+    # Weights that widen are operands in registers. Triton 3.6 reads sums too early where such products go on summing
+    # (H100, int8, 128 rows, three stages: now and then a block of 8 x 8 is wrong), so each block is scaled and added.
+    WIDENS: tl.constexpr = q_ptr.dtype.element_ty != XTYPE
+    CHAIN: tl.constexpr = GROUP == 0 and X_GROUP <= 0 and not WIDENS
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
@@ -72,6 +73,8 @@ def _product(
     inputs_ready(PDL)
     x_rows = x_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and CHAIN else tl.float32)
+    if GROUP == 0:
+        whole_scale = tl.load(scale_ptr + n, mask=real, other=0.0)[:, None]
     for at in tl.range(begin, end, BLOCK_K):
         if EVEN:
             w = tl.load(w_rows + at)
@@ -93,6 +96,8 @@ def _product(
                 part = tl.dot(wide, tl.trans(x), input_precision="ieee")
             if GROUP > 0:
                 part *= tl.load(scale_ptr + (at // GROUP) * N + n, mask=real, other=0.0)[:, None]
+            elif WIDENS:
+                part *= whole_scale
             if X_GROUP > 0:
                 x_scale = tl.load(x_scale_ptr + m * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
                 part *= x_scale[None, :]
@@ -117,8 +122,8 @@ def _product(
     if HAS_ZERO:
         zero = tl.load(x_zero_ptr + m, mask=here, other=0.0)
         total -= zero[None, :] * tl.load(sums_ptr + n, mask=real, other=0).to(tl.float32)[:, None]
-    if GROUP == 0:
-        total *= tl.load(scale_ptr + n, mask=real, other=0.0)[:, None]
+    if GROUP == 0 and not WIDENS:
+        total *= whole_scale
     if X_GROUP == 0:
         total *= tl.load(x_scale_ptr + m, mask=here, other=0.0)[None, :]
     if HAS_BIAS:

@@ -371,7 +371,7 @@ def product(
     out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None)
+    t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     ptx = x.device.type == "cuda" and x.dtype.itemsize == 2
@@ -462,8 +462,13 @@ def expand(
     return out
 
 
-def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False) -> Tiles:
-    """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results)."""
+def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False, item: int = 2) -> Tiles:
+    """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results).
+
+    ``item``: bytes of an input.
+    """
+    if item > 2:  # for exactness, not speed
+        return Tiles(16, 64, 1, 4, 2)
     blocks = triton.cdiv(k, 8 * weight.width)
     block_m = max(16 if grouped or weight.table is not None else 8, triton.next_power_of_2(rows))
     if grouped:
