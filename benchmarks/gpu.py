@@ -76,8 +76,9 @@ def main() -> int:
             path = Path(folder) / name
             path.mkdir()
             (path / "config.json").write_text(json.dumps(SHAPES[name] | {"hidden_act": "silu"}))
-            cold = {} if args.warm_only else child(path, [], args, fresh_cache=True)
-            warm = child(path, args.workloads, args, fresh_cache=False)
+            caches = None if args.warm_only else Path(folder) / "cache"
+            cold = {} if args.warm_only else child(path, [], args, caches)
+            warm = child(path, args.workloads, args, caches)
         figures[name] = warm | {f"start_cold_{key[6:]}": value for key, value in cold.items() if key == "start_s"}
         print(name, json.dumps(figures[name], indent=1), flush=True)
     if args.result:
@@ -86,12 +87,11 @@ def main() -> int:
     return 0
 
 
-def child(path: Path, workloads: list[str], args: argparse.Namespace, fresh_cache: bool) -> dict[str, Any]:
-    """Figures of one process."""
+def child(path: Path, workloads: list[str], args: argparse.Namespace, caches: Path | None) -> dict[str, Any]:
+    """Figures of one process, which keeps compiled kernels in ``caches`` (None: in the user's)."""
     environment = dict(os.environ)
-    if fresh_cache:
-        environment["TRITON_CACHE_DIR"] = str(path / "triton")
-        environment["FLASH_ATTENTION_CUTE_DSL_CACHE_DIR"] = str(path / "flash")
+    if caches is not None:
+        environment |= {"TRITON_CACHE_DIR": str(caches / "triton"), "XDG_CACHE_HOME": str(caches)}
     command = [sys.executable, __file__, "--child", str(path), "--repeat", str(args.repeat), "--quire", args.quire]
     command += ["--workloads", *workloads] if workloads else ["--workloads"]
     start = time.perf_counter()
