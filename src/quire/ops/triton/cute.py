@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from threading import Lock, Thread
 from types import ModuleType
 from typing import Any
@@ -26,13 +27,11 @@ _CACHES = {"FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash-attention", "QUACK_CACHE
 
 
 @dataclass(frozen=True)
-class CuteKernels:
-    """``attention``: ``flash_attn_varlen_func``. ``gated_product``: makes the product of a gated activation by its name
-    in ``quack``; ``product_tiles``: makes its ``config``."""
+class GatedProducts:
+    """``product``: of a gated activation, by its name in ``quack``. ``tiles``: makes its ``config``."""
 
-    attention: Callable[..., Any]
-    gated_product: Callable[[str], Any]
-    product_tiles: Callable[..., Any]
+    product: Callable[[str], Any]
+    tiles: Callable[..., Any]
 
 
 @cache
@@ -42,39 +41,56 @@ def hopper(device: torch.device) -> bool:
 
 
 def import_early() -> None:
-    """Begin the import, which takes seconds, beside whatever comes."""
-    Thread(target=kernels, daemon=True).start()
+    """Begin the imports, which take seconds, beside whatever comes."""
+    Thread(target=lambda: (flash_attention_function(), gated_products()), daemon=True).start()
 
 
+_QUACK = "0.6."  # whose epilogues are known; their interface is not a settled one
 _BARE = ("quack", "quack.blockscaled")
 _import = Lock()
 
 
-def kernels() -> CuteKernels | None:
+def flash_attention_function() -> Callable[..., Any] | None:
+    """``flash_attn_varlen_func`` of FlashAttention-4, or None where it cannot be imported."""
+    with _import:
+        return _flash_attention_function()
+
+
+def gated_products() -> GatedProducts | None:
     """None where they cannot be imported."""
     with _import:
-        return _kernels()
+        return _gated_products()
 
 
 @cache
-def _kernels() -> CuteKernels | None:
+def _flash_attention_function() -> Callable[..., Any] | None:
     os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
-    for variable, name in _CACHES.items():
-        os.environ.setdefault(variable, str(cache_dir(name)))
     try:
         with bare_quack():
             from flash_attn.cute import flash_attn_varlen_func
-            from quack.epilogue.library import linear_act_mod
-            from quack.gemm_config import GemmConfig
     except ImportError as error:
         if not (error.name or "").startswith("flash_attn"):  # it is installed
             log.warning("FlashAttention-4 cannot be imported, so prompts take longer: %s", error)
         return None
-    return CuteKernels(
-        flash_attn_varlen_func,
-        cache(lambda name: linear_act_mod(name, gated=True, has_c=False, has_rowvec=False, has_colvec=False)),
-        cache(GemmConfig),
-    )
+    return flash_attn_varlen_func  # type: ignore[no-any-return]
+
+
+@cache
+def _gated_products() -> GatedProducts | None:
+    try:
+        if not version("quack-kernels").startswith(_QUACK):
+            log.warning("quack-kernels is not of version %sx, so prompts take longer.", _QUACK)
+            return None
+        with bare_quack():
+            from quack.epilogue.library import linear_act_mod
+            from quack.gemm_config import GemmConfig
+    except PackageNotFoundError:
+        return None
+    except ImportError as error:
+        log.warning("The fused products of quack cannot be imported, so prompts take longer: %s", error)
+        return None
+    make = cache(lambda name: linear_act_mod(name, gated=True, has_c=False, has_rowvec=False, has_colvec=False))
+    return GatedProducts(make, cache(GemmConfig))
 
 
 @contextmanager
@@ -83,6 +99,8 @@ def bare_quack() -> Iterator[None]:
 
     Spares an import most of its seconds: the packages themselves import all of their kernels, and ``torch._dynamo``.
     """
+    for variable, name in _CACHES.items():
+        os.environ.setdefault(variable, str(cache_dir(name)))
     bare = [name for name in _BARE if name not in sys.modules]
     try:
         for name in bare:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 
 from quire.ops.backend import AttentionStep
-from quire.ops.triton.cute import hopper, kernels
+from quire.ops.triton.cute import flash_attention_function, hopper
 from quire.ops.triton.pages import TritonPages
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -34,7 +34,7 @@ def supports(q: torch.Tensor, pages: TritonPages, head_dim: int, alibi_slopes: t
         and head_dim <= 256
         and alibi_slopes is None
         and hopper(q.device)
-        and kernels() is not None
+        and flash_attention_function() is not None
     )
 
 
@@ -50,10 +50,10 @@ def flash_attention(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As ``Ops.attention``; raises ``RuntimeError`` where FlashAttention-4 is not there."""
-    found = kernels()
-    if found is None:
+    function = flash_attention_function()
+    if function is None:
         raise RuntimeError("FlashAttention-4 is not installed: pip install flash-attn-4")
-    result = found.attention(
+    result = function(
         q.view(-1, heads, head_dim),
         pages.k,
         pages.v,

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import torch
 
-from quire.ops.triton.cute import bare_quack, hopper, kernels
+from quire.ops.triton.cute import bare_quack, gated_products, hopper
 
 MIN_ROWS = 1024  # with fewer, cuBLAS and the activation are as fast
 _NAMES = {"silu": "swiglu", "gelu_tanh": "geglu", "relu": "reglu"}
@@ -30,24 +30,24 @@ def takes(x: torch.Tensor, outputs: int, activation: str) -> bool:
         and x.shape[1] % 8 == 0
         and outputs % 16 == 0
         and hopper(x.device)
-        and kernels() is not None
+        and gated_products() is not None
     )
 
 
 def gated_linear(x: torch.Tensor, matrix: torch.Tensor, activation: str) -> torch.Tensor:
     """``act(gate) * up`` of the halves of ``x [T, K] @ matrix.T``, ``matrix [2F, K]``: ``[T, F]``."""
-    found = kernels()
-    if found is None:
-        raise RuntimeError("FlashAttention-4 is not installed: pip install flash-attn-4")
+    products = gated_products()
+    if products is None:
+        raise RuntimeError("quack is not installed: pip install quack-kernels")
     out = torch.empty(x.shape[0], matrix.shape[0] // 2, dtype=x.dtype, device=x.device)
-    product = found.gated_product(_NAMES[activation])
+    product = products.product(_NAMES[activation])
     with bare_quack():
         product(
             x.contiguous(),
             matrix.t(),
             out={"mAuxOut": out},
             store_d=False,
-            config=found.product_tiles(**_TILES),
+            config=products.tiles(**_TILES),
             tuned=False,
             concat_layout=("B",),
         )
