@@ -28,6 +28,7 @@ from quire.ops.layouts import Dense
 from quire.ops.reference import ReferenceOps
 from quire.ops.triton import TritonOps, decode, flash, linear, prefill
 from quire.ops.triton.pages import TritonPages
+from quire.quant.at_load import quantize
 
 DEVICE = torch.device("cuda")
 DTYPE = torch.bfloat16
@@ -217,6 +218,38 @@ def bench_linears(bench: Bench, ops: TritonOps) -> None:
                     bench.time(f"{m.name} {name}", f"M={rows} own", calls, floor)
 
 
+def bench_gated(bench: Bench, ops: TritonOps) -> None:
+    """The product of gate and up and its activation, in two kernels and as the backend does it."""
+    for m in MODELS:
+        n, k = m.linears()["gate_up"]
+        copies = max(1, min(64, L2_BYTES // (2 * n * k)))
+        weights = [ops.pack(Dense(torch.randn(n, k, dtype=DTYPE, device=DEVICE) * k**-0.5)) for _ in range(copies)]
+        for rows in (1, 4, 16, 256, 1024, 2048, 4096, 8192):
+            x = torch.randn(rows, k, dtype=DTYPE, device=DEVICE)
+            floor = max(bench.bytes_us(2 * (n * k + rows * (n // 2 + k))), 2 * rows * n * k / bench.rate / 1e6)
+            two = [lambda w=w: ops.gate_up_act(ops.linear(x, w), "silu") for w in weights]
+            bench.time(f"{m.name} gated", f"M={rows} two kernels", two, floor)
+            one = [lambda w=w: ops.gated_linear(x, w, None, "silu") for w in weights]
+            bench.time(f"{m.name} gated", f"M={rows} gated_linear", one, floor)
+
+
+def bench_quantised(bench: Bench, ops: TritonOps) -> None:
+    """All products of a layer with weights quantised at load."""
+    m = MODELS[1]
+    for method in ("int4", "nf4", "int8", "fp8"):
+        for name, (n, k) in m.linears().items():
+            if name == "head":
+                continue
+            plain = torch.randn(n, k, dtype=DTYPE, device=DEVICE) * k**-0.5
+            weights = [ops.pack(quantize(plain, method)) for _ in range(max(1, min(64, L2_BYTES // (n * k // 2))))]
+            for rows in (1, 16, 64, 256, 1024):
+                x = torch.randn(rows, k, dtype=DTYPE, device=DEVICE)
+                size = weights[0].nbytes + 2 * rows * (n + k)
+                floor = max(bench.bytes_us(size), 2 * rows * n * k / bench.rate / 1e6)
+                calls = [partial(ops.linear, x, w) for w in weights]
+                bench.time(f"{m.name} {method} {name}", f"M={rows}", calls, floor)
+
+
 def bench_attention(bench: Bench, ops: TritonOps) -> None:
     for m in MODELS:
         for batch, context in DECODES:
@@ -318,10 +351,22 @@ def first_calls(ops: TritonOps) -> dict[str, float]:
     return found
 
 
+SECTIONS = {
+    "linears": bench_linears,
+    "gated": bench_gated,
+    "quantised": bench_quantised,
+    "attention": bench_attention,
+    "small": bench_small,
+    "sampling": bench_sampling,
+}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("ops_gpu.json"))
-    parser.add_argument("--sections", default="linears,attention,small,sampling", help="comma-separated")
+    parser.add_argument(
+        "--sections", default="linears,gated,quantised,attention,small,sampling", help="comma-separated"
+    )
     args = parser.parse_args()
     os.environ.setdefault("TRITON_CACHE_DIR", f"/tmp/quire-triton-{os.getpid()}")
     torch.manual_seed(0)
@@ -339,14 +384,8 @@ def main() -> None:
     report["errors"] = errors
     worst = sorted(errors, key=lambda name: -errors[name])[:5]
     print("greatest errors:", {name: round(errors[name], 4) for name in worst}, flush=True)
-    sections = {
-        "linears": bench_linears,
-        "attention": bench_attention,
-        "small": bench_small,
-        "sampling": bench_sampling,
-    }
-    for name in args.sections.split(","):
-        sections[name](bench, ops)
+    for name in args.sections:
+        SECTIONS[name](bench, ops)
         args.output.write_text(json.dumps(report, indent=1))
         torch.cuda.empty_cache()
     for row in bench.rows:
