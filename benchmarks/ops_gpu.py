@@ -364,9 +364,7 @@ SECTIONS = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--output", type=Path, default=Path("ops_gpu.json"))
-    parser.add_argument(
-        "--sections", default="linears,gated,quantised,attention,small,sampling", help="comma-separated"
-    )
+    parser.add_argument("--sections", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     args = parser.parse_args()
     os.environ.setdefault("TRITON_CACHE_DIR", f"/tmp/quire-triton-{os.getpid()}")
     torch.manual_seed(0)
