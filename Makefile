@@ -1,6 +1,7 @@
 # Everything runs inside .venv, which is made on the first call and renewed when the dependencies change.
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+JOBS ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
@@ -11,7 +12,7 @@ SOURCES := pyproject.toml constraints.txt $(wildcard setup.py) $(shell find src/
 help:
 	@echo "make demo    install, fetch the default model, serve it, ask it 8 questions at once"
 	@echo "make serve   install and leave the server running on port 8000 (ARGS='--port 9000' adds flags)"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests (JOBS=4 in four processes, each of up to 7 GB; ARGS='tests/kv' some of them)"
 	@echo "make lint    style, types and layers"
 	@echo "make bench   run Quire beside llama.cpp on this machine's CPU"
 	@echo "make docs    build the documentation into site/"
@@ -23,7 +24,7 @@ serve: $(VENV)/.installed
 	$(BIN)/quire serve $(ARGS)
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

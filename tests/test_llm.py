@@ -9,6 +9,7 @@ import pytest
 
 from quire import LLM, AsyncLLM, ParameterError, SamplingParams
 from quire.config.options import ConfigError
+from quire.weights.errors import CheckpointError
 
 GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
@@ -93,6 +94,16 @@ def test_chat(llm: LLM) -> None:
     two = llm.chat([question, question], SamplingParams(temperature=0, max_tokens=30), use_tqdm=False)
     assert "Paris" in one[0].outputs[0].text
     assert [o.outputs[0].text for o in two] == [one[0].outputs[0].text] * 2
+
+
+def test_chat_with_a_template_of_its_own(llm: LLM) -> None:
+    template = "{{ tools[0].function.name }}: {{ messages[0].content }}{% if add_generation_prompt %} So{% endif %}"
+    tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+    question = [{"role": "user", "content": "Is it raining?"}]
+    output = llm.chat(question, GREEDY, use_tqdm=False, chat_template=template, tools=tools)[0]
+    assert output.prompt == "weather: Is it raining? So"
+    with pytest.raises(CheckpointError, match="no valid Jinja"):
+        llm.chat(question, GREEDY, use_tqdm=False, chat_template="{% if %}")
 
 
 def test_without_a_tokenizer(smollm2_path: Path) -> None:

@@ -17,6 +17,7 @@ from quire.engine.inline import InlineEngine
 from quire.outputs import RequestOutput
 from quire.params import SamplingParams
 from quire.runtime.build import build_runner
+from quire.text.chat_template import load_chat_template
 from quire.text.front import open_front
 from quire.text.job import Job
 from quire.text.prompt import EncodedPrompt, Prompt
@@ -85,14 +86,20 @@ class LLM:
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        chat_template: str | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
     ) -> list[RequestOutput]:
-        """Answer one conversation, or several."""
+        """Answer one conversation, or several. ``chat_template``: Jinja to use instead of the model's."""
+        tokenizer = self._front.tokenizer
+        template = load_chat_template(tokenizer, chat_template) if tokenizer and chat_template is not None else None
         conversations = [messages] if messages and isinstance(messages[0], Mapping) else messages
         encoded = [
             self._processor.encode_chat(
                 cast(Messages, conversation),
                 add_generation_prompt=add_generation_prompt,
                 continue_final_message=continue_final_message,
+                tools=tools,
+                template=template,
                 variables=chat_template_kwargs,
             )
             for conversation in conversations

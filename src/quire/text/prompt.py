@@ -100,21 +100,26 @@ class Processor:
         *,
         add_generation_prompt: bool = True,
         continue_final_message: bool = False,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: ChatTemplate | None = None,
         variables: Mapping[str, Any] | None = None,
         add_special_tokens: bool = False,
         any_length: bool = False,
     ) -> EncodedPrompt:
         """Ids and text of a rendered conversation, in which control tokens spelt out by messages are plain text.
 
-        ``variables`` go to the template. Without ``any_length`` a text that can't fit the context is refused.
+        ``tools`` and ``variables`` go to ``template``, or the model's. Without ``any_length`` a text that can't fit the
+        context is refused.
         """
         tokenizer = self._need_tokenizer("messages", "send token ids to completions")
-        if self.template is None:
+        template = template or self.template
+        if template is None:
             raise ParameterError("messages", "This model has no chat template: use completions, or --chat-template.")
         if taken := _RENDER_ARGUMENTS & set(variables or ()):
             raise ParameterError("chat_template_kwargs", f"chat_template_kwargs must not set {min(taken)}.")
-        rendered = self.template.render(
+        rendered = template.render(
             messages,
+            tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **(variables or {}),
