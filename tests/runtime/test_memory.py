@@ -10,6 +10,8 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.model.families import llama, qwen3_next
+from quire.model.spec import AttentionSpec
+from quire.ops.triton.pages import new_pages
 from quire.runtime.devices import DeviceFacts
 from quire.runtime.memory import MIB, MemoryTooSmall, pages_for, plan_memory
 
@@ -37,6 +39,15 @@ def test_bytes_of_pages_are_keys_and_values_of_all_layers() -> None:
     plan = plan_memory(SPEC, EngineConfig(max_model_len=4096, memory="2GiB"), 100 * MIB, HOST, 4)
     assert plan.kv == plan.groups[0].num_pages * 16 * 30 * 2 * 3 * 64 * 4
     assert dict(plan.rows())["sum"] <= 2 * GIB
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn])
+def test_bytes_of_pages_are_those_of_a_gpu(dtype: torch.dtype) -> None:
+    attention = SPEC.layers[0].attention
+    assert isinstance(attention, AttentionSpec)
+    pages = new_pages(3, 16, attention.kv_heads, attention.head_dim, dtype, torch.device("cpu"))
+    scales = pages.k_scale.nbytes + pages.v_scale.nbytes if pages.fp8 else 0
+    assert pages.k.nbytes + pages.v.nbytes + scales == 3 * attention.page_bytes(16, dtype.itemsize)
 
 
 def test_context_shrinks_to_what_memory_holds() -> None:

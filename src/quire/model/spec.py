@@ -63,7 +63,8 @@ class AttentionSpec:
     def page_bytes(self, page_size: int, item_bytes: int, latent_once: bool = False) -> int:
         """``latent_once``: the device keeps the latent vector, which is key and value, once."""
         copies = 1 if self.latent and latent_once else 2
-        return copies * self.kv_heads * self.head_dim * page_size * item_bytes
+        scale = 4 if item_bytes == 1 else 0  # of 8-bit floats, for each head of each token
+        return copies * self.kv_heads * page_size * (self.head_dim * item_bytes + scale)
 
 
 @dataclass(frozen=True)
