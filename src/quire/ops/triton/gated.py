@@ -11,9 +11,14 @@ cuBLAS and activation against it, microseconds:
 
 from __future__ import annotations
 
+import logging
+from functools import cache
+
 import torch
 
 from quire.ops.triton.cute import bare_quack, gated_products, hopper
+
+log = logging.getLogger("quire.ops")
 
 MIN_ROWS = 1024  # with fewer, cuBLAS and the activation are as fast
 _NAMES = {"silu": "swiglu", "gelu_tanh": "geglu", "relu": "reglu"}
@@ -30,8 +35,22 @@ def takes(x: torch.Tensor, outputs: int, activation: str) -> bool:
         and x.shape[1] % 8 == 0
         and outputs % 16 == 0
         and hopper(x.device)
-        and gated_products() is not None
+        and _works(x.device, x.dtype, activation)
     )
+
+
+@cache
+def _works(device: torch.device, dtype: torch.dtype, activation: str) -> bool:
+    """Whether the kernel compiles and runs: it is not ours, and there is another way."""
+    if gated_products() is None:
+        return False
+    x, matrix = (torch.zeros(rows, 64, dtype=dtype, device=device) for rows in (MIN_ROWS, 208))
+    try:
+        gated_linear(x, matrix, activation)
+    except Exception as error:
+        log.warning("The fused products of quack cannot be used, so prompts take longer: %s", error)
+        return False
+    return True
 
 
 def gated_linear(x: torch.Tensor, matrix: torch.Tensor, activation: str) -> torch.Tensor:
