@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from quire.config.options import ConfigError, Options, option
 
@@ -41,7 +42,7 @@ class SamplingConfig(Options):
     sampling_seed: int | None = _sample(None, "Seed: the same seed gives the same answer.")
     stop: tuple[str, ...] = _sample((), "End the answer before this text.", metavar="TEXT")
 
-    def chosen(self) -> dict[str, object]:
+    def chosen(self) -> dict[str, Any]:
         """The fields that were set, under the names the API and ``SamplingParams`` use."""
         names = {"sampling_seed": "seed"}
         fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "sampling_seed", "stop")
