@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from quire.config.options import ConfigError, Options, option
+from quire.config.paths import check_output
 
 _client = partial(option, group="Client")
 _sample = partial(option, group="Sampling")
@@ -64,8 +65,11 @@ class GenerateConfig(Options):
     chat: bool = _files(False, "Send each text prompt as a chat message, through the model's template.")
 
     def check(self) -> None:
-        if self.output != "-" and self.output == self.input:
+        if self.output == "-":
+            return
+        if self.output == self.input:
             raise ConfigError("output", "--output must not be the input file.")
+        check_output("output", self.output)
 
 
 @dataclass(frozen=True)
