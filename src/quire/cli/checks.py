@@ -75,7 +75,7 @@ def torch() -> Iterator[Finding]:
     build = f"CUDA {module.version.cuda}" if module.version.cuda else "CPU"
     yield Finding("torch", "ok", f"{module.__version__}, {build} build, {module.get_num_threads()} threads")
     if module.cuda.is_available():
-        yield Finding("gpu", "note", f"{module.cuda.get_device_name(0)}: this version runs on the CPU")
+        yield Finding("gpu", "ok", f"{module.cuda.get_device_name(0)}, {module.cuda.mem_get_info(0)[1] / GIB:.1f} GiB")
 
 
 def cpu() -> Iterator[Finding]:

@@ -12,6 +12,16 @@ from quire.config.options import ConfigError, OptionSpec, specs_of
 from quire.config.sources import suggestion
 
 
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """As argparse of Python 3.13: ``-q, --quick TEXT``, the placeholder once."""
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
+
+
 class FlagParser(argparse.ArgumentParser):
     """An ``ArgumentParser`` that raises ``ConfigError`` and takes underscores in flags for dashes.
 
@@ -19,7 +29,7 @@ class FlagParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **more)
         self.positionals: list[str] = []
 
     def error(self, message: str) -> NoReturn:
@@ -91,9 +101,11 @@ def default_text(spec: OptionSpec) -> str:
 
 def value_text(spec: OptionSpec) -> str:
     """The placeholder of the option's value."""
+    if spec.option.metavar:
+        return spec.option.metavar
     if spec.choices:
         return "{" + ",".join(spec.choices) + "}"
-    return spec.option.metavar or {int: "N", float: "X", str: spec.name.upper()}[spec.kind]
+    return {int: "N", float: "X", str: spec.name.upper()}[spec.kind]
 
 
 def _add_option(group: Any, spec: OptionSpec) -> None:
