@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -13,7 +14,10 @@ from quire.config.sources import suggestion
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """As argparse of Python 3.13: ``-q, --quick TEXT``, the placeholder once."""
+    """As argparse of Python 3.13: ``-q, --quick TEXT``, the placeholder once; and no wider than reads well."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(100, shutil.get_terminal_size().columns - 2))
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         if not action.option_strings or action.nargs == 0:
