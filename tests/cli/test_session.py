@@ -22,7 +22,7 @@ PATIENCE = 60.0
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Answers with the conversation as it came; refuses 'bad'; starts on 'long' and never ends."""
+    """Answers with the conversation as it came; refuses 'bad', breaks off after 'cut'; starts on 'long', never ends."""
 
     def do_GET(self) -> None:
         self._reply(200, json.dumps({"data": [{"id": "echo"}]}))
@@ -34,15 +34,20 @@ class Handler(BaseHTTPRequestHandler):
             self._reply(400, json.dumps({"error": {"message": "that is bad"}}))
             return
         self.send_response(200)
+        if said[-1] == "cut":
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self._event(f"[{'|'.join(said)}]")
+        self._event(f"[{'|'.join(said)}]", chunked=said[-1] == "cut")
+        if said[-1] == "cut":
+            return
         while said[-1] == "long" and not self.server.over.wait(0.01):
             pass
         self.wfile.write(b"data: [DONE]\n\n")
 
-    def _event(self, text: str) -> None:
+    def _event(self, text: str, chunked: bool) -> None:
         choice = {"delta": {"content": text}, "text": text}
-        self.wfile.write(f"data: {json.dumps({'choices': [choice]})}\n\n".encode())
+        event = f"data: {json.dumps({'choices': [choice]})}\n\n".encode()
+        self.wfile.write(b"%x\r\n%s\r\n" % (len(event), event) if chunked else event)
 
     def _reply(self, status: int, text: str) -> None:
         self.send_response(status)
@@ -138,5 +143,8 @@ def test_sampling_out_of_range_is_refused_before_a_server_is_started(capsys: pyt
 def test_a_refused_text_is_not_printed(url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["complete", "--url", url, "-q", "bad"]) == 1
     assert capsys.readouterr() == ("", "quire complete: error: that is bad\n")
+    assert main(["complete", "--url", url, "-q", "cut"]) == 1
+    broken = f"quire complete: error: {url} broke off in the middle of its answer.\n"
+    assert capsys.readouterr() == ("cut[cut]\n", broken)
     assert main(["complete", "--url", url, "-q", "good"]) == 0
     assert capsys.readouterr().out == "good[good]\n"

@@ -26,6 +26,6 @@ def run(source: ModelSource, chat: ChatConfig, sampling: SamplingConfig) -> int:
         finally:
             if answer:  # what was refused is no part of the conversation; what was cut short is
                 messages.extend((question, {"role": "assistant", "content": answer}))
-        print()
+                print()
 
     return run_session(source, chat, sampling, ask)

@@ -12,10 +12,13 @@ def run(source: ModelSource, client: ClientConfig, sampling: SamplingConfig) -> 
     async def ask(api: ApiClient, model: str, text: str) -> None:
         body = {"model": model, "prompt": text, "stream": True, **sampling.chosen()}
         before = text
-        async for event in api.stream("/v1/completions", body):
-            for choice in event["choices"]:
-                print(before + choice["text"], end="", flush=True)
-                before = ""
-        print()
+        try:
+            async for event in api.stream("/v1/completions", body):
+                for choice in event["choices"]:
+                    print(before + choice["text"], end="", flush=True)
+                    before = ""
+        finally:
+            if not before:
+                print()
 
     return run_session(source, client, sampling, ask)

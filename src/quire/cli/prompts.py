@@ -43,6 +43,8 @@ def read_prompts(path: str, chat: bool, defaults: Mapping[str, Any]) -> list[Fil
 
 
 def _lines(path: str) -> Iterator[str]:
+    if path == "-" and sys.stdin.isatty():
+        print("Prompts, one a line; Ctrl-D ends them.", file=sys.stderr)
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:

@@ -32,7 +32,7 @@ def run_session(source: ModelSource, client: ClientConfig, sampling: SamplingCon
             try:
                 runner.run(ask(api, model, line))
             except KeyboardInterrupt:
-                print()
+                continue
             except ServerError as error:
                 print(f"error: {error}", file=sys.stderr)
     return 0
