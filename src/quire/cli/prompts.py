@@ -80,10 +80,10 @@ def _prompt(given: dict[str, Any], chat: bool, defaults: Mapping[str, Any]) -> F
         raise ParameterError(min(unknown), f"{min(unknown)} is no sampling field.{hint}")
     params = SamplingParams(**{**defaults, **{k: v for k, v in given.items() if k in known}})
     name = present[0]
-    value: Any = given[name]
     kind, words = _INPUTS[name]
-    if not isinstance(value, kind):
+    if not isinstance(given[name], kind):
         raise ParameterError(name, f"{name} must be {words}.")
+    value = given[name]
     if name == "messages":
         return FilePrompt(params, messages=value, given=given)
     if chat and name == "prompt":
