@@ -96,7 +96,9 @@ class ApiClient:
                 writer.close()
         except TimeoutError:
             raise ServerError(0, f"{self.base_url} said nothing for {self.timeout:g} s.") from None
-        except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        except asyncio.IncompleteReadError:
+            raise ServerError(0, f"{self.base_url} broke off in the middle of its answer.") from None
+        except (OSError, ValueError) as error:
             raise ServerError(0, f"No proper answer from {self.base_url}: {error}") from None
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
@@ -147,7 +149,10 @@ async def _body_parts(reader: asyncio.StreamReader, headers: dict[str, str], tim
 
 
 async def _chunk(reader: asyncio.StreamReader) -> bytes:
-    size = int((await reader.readline()).split(b";")[0], 16)
+    line = await reader.readline()
+    if not line:
+        raise asyncio.IncompleteReadError(line, None)
+    size = int(line.split(b";")[0], 16)
     part = await reader.readexactly(size)
     await reader.readexactly(2)
     return part

@@ -61,15 +61,41 @@ def test_chat_starts_a_server_of_its_own(
 
 
 def test_offline_benchmarks_save_their_figures(smollm2_path: Path, tmp_path: Path) -> None:
-    result = tmp_path / "r.json"
-    model = [str(smollm2_path), "--max-model-len", "256", "--result", str(result)]
+    result, plot = tmp_path / "r.json", tmp_path / "plots" / "r.png"
+    model = [str(smollm2_path), "--max-model-len", "256", "--result", str(result), "--plot", str(plot)]
     sizes = ["--input-len", "20", "--output-len", "4"]
     assert main(["bench", "throughput", *model, *sizes, "--workload", "random", "--num-prompts", "3"]) == 0
     found = json.loads(result.read_text())
     assert (found["requests"], found["prompt_tokens"], found["output_tokens"]) == (3, 60, 12)
+    assert 0 < found["ttft_ms"]["p99"] < found["e2e_ms"]["p99"] <= 1000 * found["seconds"]
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    plot.unlink()
     assert main(["bench", "latency", *model, *sizes, "--num-iters", "2"]) == 0
     found = json.loads(result.read_text())
     assert 0 < found["tpot_ms"]["p50"] < found["e2e_ms"]["p50"]
+    assert plot.exists()
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ["generate", "PROMPTS", "-o"],
+        ["bench", "throughput", "--result"],
+        ["bench", "latency", "--plot"],
+        ["bench", "serve", "--plot"],
+    ],
+)
+@pytest.mark.parametrize("place", ["folder", "file/below.x"])
+def test_where_nothing_can_be_written_is_said_before_the_work(
+    argv: list[str], place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("one prompt")
+    words = [str(tmp_path / "file") if word == "PROMPTS" else word for word in argv]
+    assert main([*words, str(tmp_path / place)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / place} " in error
+    assert "name a file in" in error
 
 
 def test_the_form_of_the_quick_start() -> None:

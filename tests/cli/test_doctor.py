@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from importlib import metadata
+from types import SimpleNamespace
 
 import pytest
 
@@ -57,3 +58,19 @@ def test_a_check_that_breaks_is_a_finding(monkeypatch: pytest.MonkeyPatch) -> No
     (finding,) = checks.examine()
     assert finding.level == "fault"
     assert "boom" in finding.text
+
+
+@pytest.mark.parametrize(("works", "level"), [(True, "ok"), (False, "note")])
+def test_a_gpu_is_used_or_the_cure_is_named(works: bool, level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = SimpleNamespace(
+        is_available=lambda: works, get_device_name=lambda index: "Card", mem_get_info=lambda index: (1, 80 << 30)
+    )
+    torch = SimpleNamespace(
+        __version__="2.9", version=SimpleNamespace(cuda="12.8"), cuda=cuda, get_num_threads=lambda: 1
+    )
+    monkeypatch.setattr(checks.importlib, "import_module", lambda name: torch)
+    monkeypatch.setattr(checks.Path, "exists", lambda path: True)
+    _, gpu = checks.torch()
+    assert (gpu.topic, gpu.level) == ("gpu", level)
+    assert bool(gpu.cure) is not works
+    assert "Card, 80.0 GiB" in gpu.text or not works

@@ -49,10 +49,18 @@ def test_no_command_shows_help_and_fails(capsys: pytest.CaptureFixture[str]) -> 
     assert "usage: quire COMMAND" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("argv", "status"), [(["bench"], 2), (["bench", "--help"], 0)])
+def test_a_family_of_commands_is_listed(argv: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(argv) == status
+    listed = [line.split("  ")[1] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
+    assert listed == ["bench throughput", "bench latency", "bench serve"]
+
+
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
         (["sevre"], "Did you mean serve?"),
+        (["bnech", "latency"], "Did you mean bench?"),
         (["bench", "srve"], "Did you mean bench serve?"),
         (["serve", "--prot", "1"], "Did you mean --port?"),
         (["serve", "--port", "many"], "--port takes a whole number"),

@@ -46,7 +46,10 @@ def test_json_lines_override_defaults(tmp_path: Path) -> None:
         ("[1]", "no JSON object"),
         ("{}", "exactly one of"),
         ('{"prompt": "a", "messages": []}', "exactly one of"),
-        ('{"prompt": "a", "max_tokns": 1}', "max_tokns is no sampling field"),
+        ('{"prompt": "a", "max_tokns": 1}', "max_tokns is no sampling field. Did you mean max_tokens?"),
+        ('{"prompt": 3}', "line 1: prompt must be text"),
+        ('{"prompt_token_ids": "a"}', "prompt_token_ids must be a list of token ids"),
+        ('{"messages": "a"}', "messages must be a list of messages"),
         ('{"prompt": "a", "temperature": 9}', "temperature must be"),
     ],
 )

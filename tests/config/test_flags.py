@@ -127,3 +127,13 @@ def test_dashed_leaves_values_alone() -> None:
     assert dashed("--chat_template=my_file.jinja") == "--chat-template=my_file.jinja"
     assert dashed("my_file") == "my_file"
     assert dashed("-q") == "-q"
+
+
+@pytest.mark.parametrize("columns", ["60", "300"])
+def test_help_is_readable_at_any_width(columns: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in COMMANDS:
+        text = make_parser(command).format_help()
+        options, _, examples = text.partition("\nexamples:\n")
+        assert max(len(line) for line in options.splitlines()) <= 100
+        assert f"  quire {command.name}" in examples

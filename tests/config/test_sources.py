@@ -48,8 +48,9 @@ def test_offline_from_the_hub_variable() -> None:
         ("max_modl_len: 5", "no option.*max_model_len"),
         ("trust_remote_code: true", "never runs code"),
         ("tensor_parallel_size: 4", "one device"),
-        ("memory: 0.5\ngpu_memory_utilization: 0.9", "given twice"),
-        ("seed: [1]", "whole number"),
+        ("memory: 0.5\ngpu-memory-utilization: 0.9", r"c\.yaml: memory and gpu-memory-utilization are .* given twice"),
+        ("seed: [1]", r"c\.yaml: --seed takes a whole number, not \[1\]"),
+        ("api-key: 12345", r"c\.yaml: --api-key takes text, not a value of type int\.$"),
         ("- a\n- b", "option: value"),
         ("{", "no valid YAML"),
         ("!!python/object/apply:os.system ['true']", "no valid YAML"),
@@ -60,6 +61,13 @@ def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
     file.write_text(text)
     with pytest.raises(ConfigError, match=words):
         from_sources(CLASSES, {}, {}, str(file))
+
+
+def test_an_error_names_the_variable_unless_a_flag_won() -> None:
+    with pytest.raises(ConfigError, match=r"^QUIRE_PORT: --port takes a whole number, not 'x'\.$"):
+        from_sources(CLASSES, {}, {"QUIRE_PORT": "x"})
+    with pytest.raises(ConfigError, match=r"^--port takes a whole number, not 'y'\.$"):
+        from_sources(CLASSES, {"port": "y"}, {"QUIRE_PORT": "x"})
 
 
 def test_file_of_a_list_and_an_empty_one(tmp_path: Path) -> None:

@@ -100,9 +100,10 @@ def test_start_tells_its_phase_then_where_its_time_went(smollm2_path: Path) -> N
         assert {status for status, _ in seen} <= {503, 200}
         assert any("starting" in text for _, text in seen)
         assert httpx.get(server.url + "/ready").status_code == 200
-        assert len(server.lines) == 2, server.log
-        parts = server.lines[0].split("Start-up: ")[1].rstrip(".").split(", ")
-        total = float(server.lines[1].split("ready in ")[1].split()[0])
+        starts, took, ready = server.lines
+        assert f"starts {smollm2_path}" in starts
+        parts = took.split("Start-up: ")[1].rstrip(".").split(", ")
+        total = float(ready.split("ready in ")[1].split()[0])
         assert sum(float(p.split()[-2]) for p in parts) == pytest.approx(total, abs=0.2)
         assert {"launch", "loading weights"} <= {p.rpartition(" ")[0].rpartition(" ")[0] for p in parts}
         assert server.metrics()["quire:startup_seconds"] == pytest.approx(total, abs=0.2)

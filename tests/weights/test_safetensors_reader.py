@@ -149,7 +149,8 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "reason"),
     [
-        ({}, "no config.json"),
+        ({}, r"no config\.json\.$"),
+        ({"b.gguf": "", "a.gguf": ""}, r"no config.json\. Name a file of it, such as .*a\.gguf\.$"),
         ({"config.json": "{"}, "no valid JSON"),
         ({"config.json": "[1]"}, "no JSON object"),
         ({"config.json": "{}"}, "no \\*.safetensors"),

@@ -1,15 +1,14 @@
-"""Tables and plots of figures."""
+"""What a benchmark shows: its progress, tables and plots of its figures."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-
-from quire.bench.load import Timing
-from quire.config.options import ConfigError
 
 _RATES = {
     "requests": "requests",
@@ -51,28 +50,29 @@ def show(figures: Mapping[str, Any], title: str) -> None:
         console.print(f"failed: {error}", style="red", markup=False)
 
 
-def plot(path: str, runs: Mapping[str, Sequence[Timing]]) -> None:
-    """Draw cumulative shares of TTFT, event gaps and whole requests for each named run into a PNG."""
-    try:
-        import matplotlib
-    except ImportError:
-        raise ConfigError("plot", "--plot needs matplotlib: pip install 'quire-llm[bench]'.") from None
+def bars() -> Progress:
+    """A bar for things that are counted, on standard error."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True))
+
+
+def plot(path: str, runs: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Draw into a PNG, for each latency, what share of each named run's values lies below which time."""
+    import matplotlib
+
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    panels: dict[str, Callable[[Timing], list[float]]] = {
-        "time to first token, s": lambda t: [t.ttft],
-        "between events, s": lambda t: t.gaps,
-        "whole request, s": lambda t: [t.e2e],
-    }
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(5 * len(panels), 4))
-    for axis, (label, values_of) in zip(axes, panels.items(), strict=True):
-        for name, timings in runs.items():
-            values = sorted(v for t in timings if t.error is None for v in values_of(t))
-            axis.plot(values, [(i + 1) / len(values) for i in range(len(values))], label=name)
-        axis.set(xlabel=label, ylabel="share of all", ylim=(0, 1))
+    measured = [key for key in _LATENCIES if any(run.get(key) for run in runs.values())]
+    figure, axes = pyplot.subplots(1, max(1, len(measured)), figsize=(5 * max(1, len(measured)), 4), squeeze=False)
+    for axis, key in zip(axes[0], measured, strict=False):
+        for name, run in runs.items():
+            if run.get(key):
+                axis.ecdf(run[key], label=name)
+        axis.set(xlabel=_LATENCIES[key], ylabel="share of all", xlim=(0, None), ylim=(0, 1.02))
         axis.grid(alpha=0.3)
-        axis.legend()
+        axis.legend(loc="lower right")
     figure.tight_layout()
-    figure.savefig(path, dpi=120)
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120, format="png")
     pyplot.close(figure)

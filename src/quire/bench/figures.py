@@ -6,13 +6,17 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from quire.bench.load import Timing
+from quire.config.bench import LoadConfig
+from quire.config.engine import EngineConfig
+from quire.config.flags import dashed
+from quire.config.options import specs_of
 
 PERCENTILES = (50, 90, 99)
 _PACKAGES = ("quire-llm", "torch", "numpy", "tokenizers", "fastapi", "uvicorn", "msgspec", "pyzmq")
@@ -34,15 +38,25 @@ def spread(values: Sequence[float]) -> dict[str, float]:
     return {"mean": sum(values) / len(values)} | {f"p{p}": percentile(values, p) for p in PERCENTILES}
 
 
-def summarise(timings: Sequence[Timing], wall: float) -> dict[str, Any]:
-    """Counts, rates a second, and latencies in milliseconds."""
+def spreads(latencies: Mapping[str, Sequence[float]]) -> dict[str, dict[str, float]]:
+    return {name: spread(values) for name, values in latencies.items()}
+
+
+def latencies(timings: Sequence[Timing]) -> dict[str, list[float]]:
+    """What was measured of the requests that did not fail, in milliseconds."""
     good = [t for t in timings if t.error is None]
-    latencies = {
+    seconds = {
         "ttft_ms": [t.ttft for t in good],
         "tpot_ms": [t.tpot for t in good if t.tpot is not None],
         "itl_ms": [gap for t in good for gap in t.gaps],
         "e2e_ms": [t.e2e for t in good],
     }
+    return {name: [1000 * value for value in values] for name, values in seconds.items()}
+
+
+def summarise(timings: Sequence[Timing], wall: float) -> dict[str, Any]:
+    """Counts, rates a second, and latencies in milliseconds."""
+    good = [t for t in timings if t.error is None]
     output = sum(t.output_tokens for t in good)
     prompt = sum(t.prompt_tokens for t in good)
     return {
@@ -56,7 +70,7 @@ def summarise(timings: Sequence[Timing], wall: float) -> dict[str, Any]:
         "requests_per_s": len(good) / wall,
         "output_tokens_per_s": output / wall,
         "total_tokens_per_s": (prompt + output) / wall,
-        **{name: spread([1000 * v for v in values]) for name, values in latencies.items()},
+        **spreads(latencies(timings)),
     }
 
 
@@ -70,7 +84,7 @@ def machine() -> dict[str, Any]:
         "system": platform.platform(),
         "python": platform.python_version(),
         "versions": {name: v for name in _PACKAGES if (v := _version(name))},
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": _command(),
     }
 
 
@@ -79,6 +93,17 @@ def save(path: str | Path, figures: dict[str, Any]) -> None:
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps({"machine": machine(), **figures}, indent=1) + "\n")
+
+
+def _command() -> str:
+    """The command line, without keys and tokens: results are for showing around."""
+    flags = {spec.flag for cls in (EngineConfig, LoadConfig) for spec in specs_of(cls) if spec.option.secret}
+    words: list[str] = []
+    for word in sys.argv[1:]:
+        flag, given, _ = dashed(word).partition("=")
+        after = words and dashed(words[-1]) in flags
+        words.append("***" if after else f"{flag}=***" if given and flag in flags else word)
+    return " ".join([Path(sys.argv[0]).name, *words])
 
 
 def _cpu_name() -> str:

@@ -40,3 +40,18 @@ def run_offline(llm: LLM, requests: Sequence[Request], progress: bool = True) ->
     start = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=progress)
     return OfflineRun(outputs, time.perf_counter() - start)
+
+
+def latencies(runs: Sequence[OfflineRun]) -> dict[str, list[float]]:
+    """What the requests waited for, in milliseconds: the first token, each later one, the last."""
+    found: dict[str, list[float]] = {"ttft_ms": [], "tpot_ms": [], "e2e_ms": []}
+    for output in (output for run in runs for output in run.outputs):
+        m = output.metrics
+        if m is None or m.first_token_time is None or m.finished_time is None:
+            continue
+        found["ttft_ms"].append(1000 * (m.first_token_time - m.arrival_time))
+        found["e2e_ms"].append(1000 * (m.finished_time - m.arrival_time))
+        later = len(output.outputs[0].token_ids) - 1
+        if later > 0:
+            found["tpot_ms"].append(1000 * (m.finished_time - m.first_token_time) / later)
+    return found

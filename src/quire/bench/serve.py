@@ -6,17 +6,17 @@ import asyncio
 from collections.abc import Sequence
 from functools import partial
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import Progress, TaskID
 
-from quire.bench.display import plot, show
-from quire.bench.figures import save, summarise
+from quire.bench.display import bars, plot, show
+from quire.bench.figures import latencies, save, summarise
 from quire.bench.load import Load, Timing, send_all
 from quire.bench.workloads import WORKLOADS, requests_of
 from quire.client import ApiClient
-from quire.config.bench import LoadConfig, WorkloadConfig
+from quire.config.bench import LoadConfig, ResultConfig, WorkloadConfig
 
 
-def run(load: LoadConfig, work: WorkloadConfig) -> int:
+def run(load: LoadConfig, work: WorkloadConfig, results: ResultConfig) -> int:
     named = WORKLOADS.get(work.workload)
     concurrency = load.max_concurrency or (named.concurrency if named and not load.request_rate else 0)
     rates: Sequence[float | None] = load.request_rate or (None,)
@@ -26,10 +26,10 @@ def run(load: LoadConfig, work: WorkloadConfig) -> int:
         name = f"{work.workload}, " + (f"{rate:g} requests/s" if rate else f"concurrency {concurrency or 'all'}")
         runs[name] = summarise(each, wall)
         show(runs[name], name)
-    if load.plot:
-        plot(load.plot, {name: each for name, (each, _) in zip(runs, timings.values(), strict=True)})
-    if work.result:
-        save(work.result, {"server": load.base_url, "runs": runs})
+    if results.plot:
+        plot(results.plot, {name: latencies(each) for name, (each, _) in zip(runs, timings.values(), strict=True)})
+    if results.result:
+        save(results.result, {"server": load.base_url, "runs": runs})
     return 1 if any(figures["failed"] for figures in runs.values()) else 0
 
 
@@ -39,8 +39,7 @@ async def _run_rates(
     client = ApiClient(config.base_url, config.api_key)
     model = config.model or await client.first_model()
     results = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns) as progress:
+    with bars() as progress:
         for number, rate in enumerate(rates):
             requests = requests_of(work, number)
             task = progress.add_task(f"{rate:g} requests/s" if rate else "requests", total=len(requests))

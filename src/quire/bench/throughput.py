@@ -4,20 +4,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from quire.bench.display import show
-from quire.bench.figures import save
-from quire.bench.offline import OfflineRun, open_llm, run_offline
+from quire.bench.display import plot, show
+from quire.bench.figures import save, spreads
+from quire.bench.offline import OfflineRun, latencies, open_llm, run_offline
 from quire.bench.workloads import requests_of
-from quire.config.bench import WorkloadConfig
+from quire.config.bench import ResultConfig, WorkloadConfig
 from quire.config.engine import EngineConfig
 
 
-def run(engine: EngineConfig, work: WorkloadConfig) -> int:
+def run(engine: EngineConfig, work: WorkloadConfig, results: ResultConfig) -> int:
     requests = requests_of(work)
-    figures = throughput(run_offline(open_llm(engine), requests))
-    show(figures, f"{work.workload}, offline")
-    if work.result:
-        save(work.result, {"model": engine.model, "workload": work.workload, **figures})
+    done = run_offline(open_llm(engine), requests)
+    measured = latencies([done])
+    figures = throughput(done) | spreads(measured)
+    title = f"{work.workload}, offline"
+    show(figures, title)
+    if results.plot:
+        plot(results.plot, {title: measured})
+    if results.result:
+        save(results.result, {"model": engine.model, "workload": work.workload, **figures})
     return 0
 
 

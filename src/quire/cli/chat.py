@@ -14,15 +14,18 @@ def run(source: ModelSource, chat: ChatConfig, sampling: SamplingConfig) -> int:
         messages.append({"role": "system", "content": chat.system_prompt})
 
     async def ask(api: ApiClient, model: str, text: str) -> None:
-        messages.append({"role": "user", "content": text})
-        body = {"model": model, "messages": messages, "stream": True, **sampling.chosen()}
+        question = {"role": "user", "content": text}
+        body = {"model": model, "messages": [*messages, question], "stream": True, **sampling.chosen()}
         answer = ""
-        async for event in api.stream("/v1/chat/completions", body):
-            for choice in event["choices"]:
-                part = choice["delta"].get("content") or ""
-                answer += part
-                print(part, end="", flush=True)
-        print()
-        messages.append({"role": "assistant", "content": answer})
+        try:
+            async for event in api.stream("/v1/chat/completions", body):
+                for choice in event["choices"]:
+                    part = choice["delta"].get("content") or ""
+                    answer += part
+                    print(part, end="", flush=True)
+        finally:
+            if answer:  # what was refused is no part of the conversation; what was cut short is
+                messages.extend((question, {"role": "assistant", "content": answer}))
+                print()
 
-    return run_session(source, chat, ask)
+    return run_session(source, chat, sampling, ask)

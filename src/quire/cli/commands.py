@@ -9,6 +9,7 @@ _ENGINE = "quire.config.engine:EngineConfig"
 _SERVER = "quire.config.server:ServerConfig"
 _SAMPLING = "quire.config.client:SamplingConfig"
 _WORKLOAD = "quire.config.bench:WorkloadConfig"
+_RESULT = "quire.config.bench:ResultConfig"
 
 COMMANDS: tuple[Command, ...] = (
     Command(
@@ -58,16 +59,16 @@ COMMANDS: tuple[Command, ...] = (
         "bench throughput",
         "Measure offline throughput.",
         "quire.bench.throughput:run",
-        (_ENGINE, _WORKLOAD),
+        (_ENGINE, _WORKLOAD, _RESULT),
         usage="[MODEL] [options]",
-        examples=("quire bench throughput --workload w1 --result w1.json",),
+        examples=("quire bench throughput --workload w1 --result w1.json --plot w1.png",),
         foreign=True,
     ),
     Command(
         "bench latency",
         "Measure the latency of one batch.",
         "quire.bench.latency:run",
-        (_ENGINE, "quire.config.bench:LatencyConfig"),
+        (_ENGINE, "quire.config.bench:LatencyConfig", _RESULT),
         usage="[MODEL] [options]",
         examples=("quire bench latency --batch-size 1 --input-len 128 --output-len 64",),
         foreign=True,
@@ -76,7 +77,7 @@ COMMANDS: tuple[Command, ...] = (
         "bench serve",
         "Load a running server and measure latencies.",
         "quire.bench.serve:run",
-        ("quire.config.bench:LoadConfig", _WORKLOAD),
+        ("quire.config.bench:LoadConfig", _WORKLOAD, _RESULT),
         examples=(
             "quire bench serve --workload w1 --max-concurrency 16",
             "quire bench serve --request-rate 1 2 4 --num-prompts 32 --result rates.json --plot rates.png",

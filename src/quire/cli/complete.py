@@ -11,10 +11,14 @@ from quire.config.engine import ModelSource
 def run(source: ModelSource, client: ClientConfig, sampling: SamplingConfig) -> int:
     async def ask(api: ApiClient, model: str, text: str) -> None:
         body = {"model": model, "prompt": text, "stream": True, **sampling.chosen()}
-        print(text, end="", flush=True)
-        async for event in api.stream("/v1/completions", body):
-            for choice in event["choices"]:
-                print(choice["text"], end="", flush=True)
-        print()
+        before = text
+        try:
+            async for event in api.stream("/v1/completions", body):
+                for choice in event["choices"]:
+                    print(before + choice["text"], end="", flush=True)
+                    before = ""
+        finally:
+            if not before:
+                print()
 
-    return run_session(source, client, ask)
+    return run_session(source, client, sampling, ask)

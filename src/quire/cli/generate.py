@@ -21,13 +21,15 @@ def run(files: GenerateConfig, engine: EngineConfig, sampling: SamplingConfig) -
     with contextlib.ExitStack() as stack:
         out: IO[str] = sys.stdout
         if files.output != "-":
-            out = stack.enter_context(Path(files.output).open("w", encoding="utf-8"))
-        for prompt, result in zip(prompts, answer(engine, prompts, files.output != "-"), strict=True):
+            target = Path(files.output)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            out = stack.enter_context(target.open("w", encoding="utf-8"))
+        for prompt, result in zip(prompts, answer(engine, prompts), strict=True):
             out.write(json.dumps(record(prompt, result), ensure_ascii=False) + "\n")
     return 0
 
 
-def answer(engine: EngineConfig, prompts: Sequence[FilePrompt], progress: bool) -> list[RequestOutput]:
+def answer(engine: EngineConfig, prompts: Sequence[FilePrompt]) -> list[RequestOutput]:
     """The outputs in the order of ``prompts``; chats and plain prompts run as one batch each."""
     from quire.llm import LLM
 
@@ -37,10 +39,10 @@ def answer(engine: EngineConfig, prompts: Sequence[FilePrompt], progress: bool) 
     plain = [i for i, p in enumerate(prompts) if p.messages is None]
     if plain:
         texts: list[Any] = [prompts[i].prompt for i in plain]
-        results.update(zip(plain, llm.generate(texts, [prompts[i].params for i in plain], progress), strict=True))
+        results.update(zip(plain, llm.generate(texts, [prompts[i].params for i in plain]), strict=True))
     if chats:
         conversations: list[Any] = [prompts[i].messages for i in chats]
-        results.update(zip(chats, llm.chat(conversations, [prompts[i].params for i in chats], progress), strict=True))
+        results.update(zip(chats, llm.chat(conversations, [prompts[i].params for i in chats]), strict=True))
     return [results[i] for i in range(len(prompts))]
 
 

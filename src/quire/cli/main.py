@@ -94,10 +94,11 @@ def find_command(args: Sequence[str]) -> tuple[Command | None, list[str]]:
     return None, []
 
 
-def overview() -> str:
-    """The text of ``quire --help``."""
-    width = max(len(command.name) for command in COMMANDS)
-    lines = [f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS]
+def overview(family: str = "") -> str:
+    """The text of ``quire --help``, or of ``quire FAMILY --help`` for commands of two words."""
+    commands = [command for command in COMMANDS if command.name.startswith(family)]
+    width = max(len(command.name) for command in commands)
+    lines = [f"  {command.name:<{width}}  {command.summary}" for command in commands]
     return "\n".join(
         [
             "usage: quire COMMAND [options]",
@@ -117,10 +118,11 @@ def _unknown(args: Sequence[str]) -> int:
 
     members = [command.name for command in COMMANDS if command.name.startswith(args[0] + " ")]
     if members and (len(args) == 1 or args[1] in ("-h", "--help")):
-        print("\n".join(f"quire {name} --help" for name in members))
+        print(overview(args[0]))
         return USAGE_ERROR if len(args) == 1 else 0
     word = " ".join(args[:2]) if members else args[0]
-    hint = suggestion(word, [command.name for command in COMMANDS])
+    known = [command.name if members else command.name.split()[0] for command in COMMANDS]
+    hint = suggestion(word, known)
     print(f"quire: error: unknown command {word!r}.{hint} See quire --help.", file=sys.stderr)
     return USAGE_ERROR
 

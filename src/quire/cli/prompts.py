@@ -10,9 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from quire.config.options import ConfigError
+from quire.config.sources import suggestion
 from quire.params import ParameterError, SamplingParams
 
-_INPUTS = ("messages", "prompt_token_ids", "prompt")
+_INPUTS: Mapping[str, tuple[type, str]] = {
+    "messages": (list, "a list of messages"),
+    "prompt_token_ids": (list, "a list of token ids"),
+    "prompt": (str, "text (token ids go into prompt_token_ids)"),
+}
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ def read_prompts(path: str, chat: bool, defaults: Mapping[str, Any]) -> list[Fil
 
 
 def _lines(path: str) -> Iterator[str]:
+    if path == "-" and sys.stdin.isatty():
+        print("Prompts, one a line; Ctrl-D ends them.", file=sys.stderr)
     try:
         text = sys.stdin.read() if path == "-" else Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -69,11 +76,16 @@ def _prompt(given: dict[str, Any], chat: bool, defaults: Mapping[str, Any]) -> F
     known = set(SamplingParams.__struct_fields__)
     unknown = set(given) - known - set(_INPUTS) - {"id"}
     if unknown:
-        raise ParameterError(min(unknown), f"{min(unknown)} is no sampling field.")
+        hint = suggestion(min(unknown), known)
+        raise ParameterError(min(unknown), f"{min(unknown)} is no sampling field.{hint}")
     params = SamplingParams(**{**defaults, **{k: v for k, v in given.items() if k in known}})
-    value = given[present[0]]
-    if present[0] == "messages":
+    name = present[0]
+    kind, words = _INPUTS[name]
+    if not isinstance(given[name], kind):
+        raise ParameterError(name, f"{name} must be {words}.")
+    value = given[name]
+    if name == "messages":
         return FilePrompt(params, messages=value, given=given)
-    if chat and isinstance(value, str):
+    if chat and name == "prompt":
         return FilePrompt(params, messages=[{"role": "user", "content": value}], given=given)
     return FilePrompt(params, prompt=value, given=given)

@@ -5,46 +5,50 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
 
-from quire.cli.child import ChildFailed, quire_server
+from quire.cli.child import quire_server
 from quire.client import ApiClient, ServerError
-from quire.config.client import ClientConfig
+from quire.config.client import ClientConfig, SamplingConfig
 from quire.config.engine import ModelSource
 from quire.config.options import changed
+from quire.params import SamplingParams
 
-Ask = Callable[[ApiClient, str, str], Awaitable[None]]
+Ask = Callable[[ApiClient, str, str], Coroutine[Any, Any, None]]
 
 
-def run_session(source: ModelSource, client: ClientConfig, ask: Ask) -> int:
+def run_session(source: ModelSource, client: ClientConfig, sampling: SamplingConfig, ask: Ask) -> int:
     """Ask once (``--quick``) or line by line until the user leaves; the exit status."""
-    try:
-        asyncio.run(_session(source, client, ask))
-    except (ServerError, ChildFailed) as error:
-        print(f"quire: error: {error}", file=sys.stderr)
-        return 1
+    SamplingParams(**sampling.chosen())  # refuses what is out of range before a server is started for it
+    with asyncio.Runner() as runner, _server(runner, source, client) as api:
+        model = runner.run(api.first_model())
+        if client.quick is not None:
+            runner.run(ask(api, model, client.quick))
+            return 0
+        print(f"{model}. An empty line or Ctrl-D leaves, Ctrl-C ends an answer.", file=sys.stderr)
+        # The line is read outside the event loop, which would keep Ctrl-C from a thread that waits for input.
+        while line := _read_line():
+            try:
+                runner.run(ask(api, model, line))
+            except KeyboardInterrupt:
+                continue
+            except ServerError as error:
+                print(f"error: {error}", file=sys.stderr)
     return 0
 
 
-async def _session(source: ModelSource, client: ClientConfig, ask: Ask) -> None:
-    async with _server(source, client) as api:
-        model = await api.first_model()
-        if client.quick is not None:
-            await ask(api, model, client.quick)
-            return
-        print(f"{model}. An empty line or Ctrl-D leaves.", file=sys.stderr)
-        while line := await asyncio.to_thread(_read_line):
-            await ask(api, model, line)
-
-
-@contextlib.asynccontextmanager
-async def _server(source: ModelSource, client: ClientConfig) -> AsyncIterator[ApiClient]:
+@contextlib.contextmanager
+def _server(runner: asyncio.Runner, source: ModelSource, client: ClientConfig) -> Iterator[ApiClient]:
     if client.url is not None:
         yield ApiClient(client.url, client.api_key)
         return
     print(f"Starting {source.model} ...", file=sys.stderr)
-    async with quire_server(environment=_environment(source)) as server:
-        yield server.client
+    stack = contextlib.AsyncExitStack()
+    try:
+        yield runner.run(stack.enter_async_context(quire_server(environment=_environment(source)))).client
+    finally:
+        runner.run(stack.aclose())
 
 
 def _environment(source: ModelSource) -> dict[str, str]:
@@ -53,7 +57,10 @@ def _environment(source: ModelSource) -> dict[str, str]:
 
 
 def _read_line() -> str:
+    with contextlib.suppress(ImportError):
+        import readline  # noqa: F401 - gives input() arrow keys and a history
     try:
         return input("> ").strip()
-    except EOFError:
+    except (EOFError, KeyboardInterrupt):
+        print()
         return ""

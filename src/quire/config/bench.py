@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 
 from quire.config.options import ConfigError, Options, option
+from quire.config.paths import check_output
 
 WORKLOAD_NAMES = ("nano", "sharegpt", "prefill", "decode1", "prefix", "w1", "w2", "w3", "w4", "random")
 
@@ -23,7 +25,6 @@ class WorkloadConfig(Options):
     input_len: int = _work(128, "Prompt tokens of the random workload.", low=1, high=2**24, metavar="TOKENS")
     output_len: int = _work(128, "Output tokens of the random workload.", low=1, high=2**24, metavar="TOKENS")
     workload_seed: int = _work(0, "Seed of the draw.", low=0)
-    result: str | None = _result(None, "Write the figures to this JSON file.", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,6 @@ class LatencyConfig(Options):
     output_len: int = _work(128, "Output tokens of each request.", low=1, high=2**24, metavar="TOKENS")
     num_iters: int = _work(5, "Timed runs.", low=1, high=10_000)
     num_iters_warmup: int = _work(1, "Runs before the timed ones.", low=0, high=10_000)
-    result: str | None = _result(None, "Write the figures to this JSON file.", metavar="FILE")
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,22 @@ class LoadConfig(Options):
     text_prompts: bool = _load(
         False, "Send text of about the same length instead of token ids, for servers that take no ids."
     )
-    plot: str | None = _result(None, "Draw the distribution of the latencies into this PNG file.", metavar="FILE")
 
     def check(self) -> None:
         if any(rate <= 0 for rate in self.request_rate):
             raise ConfigError("request_rate", "--request-rate must be above 0.")
+
+
+@dataclass(frozen=True)
+class ResultConfig(Options):
+    """Where the figures go, besides the terminal."""
+
+    result: str | None = _result(None, "Write the figures to this JSON file.", metavar="FILE")
+    plot: str | None = _result(None, "Draw the distribution of the latencies into this PNG file.", metavar="FILE")
+
+    def check(self) -> None:
+        for name, path in (("result", self.result), ("plot", self.plot)):
+            if path:
+                check_output(name, path)
+        if self.plot and find_spec("matplotlib") is None:
+            raise ConfigError("plot", "--plot needs matplotlib: pip install 'quire-llm[bench]'.")

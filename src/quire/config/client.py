@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 from quire.config.options import ConfigError, Options, option
+from quire.config.paths import check_output
 
 _client = partial(option, group="Client")
 _sample = partial(option, group="Sampling")
@@ -41,7 +43,7 @@ class SamplingConfig(Options):
     sampling_seed: int | None = _sample(None, "Seed: the same seed gives the same answer.")
     stop: tuple[str, ...] = _sample((), "End the answer before this text.", metavar="TEXT")
 
-    def chosen(self) -> dict[str, object]:
+    def chosen(self) -> dict[str, Any]:
         """The fields that were set, under the names the API and ``SamplingParams`` use."""
         names = {"sampling_seed": "seed"}
         fields = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "sampling_seed", "stop")
@@ -63,8 +65,11 @@ class GenerateConfig(Options):
     chat: bool = _files(False, "Send each text prompt as a chat message, through the model's template.")
 
     def check(self) -> None:
-        if self.output != "-" and self.output == self.input:
+        if self.output == "-":
+            return
+        if self.output == self.input:
             raise ConfigError("output", "--output must not be the input file.")
+        check_output("output", self.output)
 
 
 @dataclass(frozen=True)

@@ -47,6 +47,7 @@ class EngineConfig(ModelSource):
         "no flag; its own name is accepted.",
         "-q",
         choices=QUANTIZATIONS,
+        metavar="METHOD",
     )
     max_model_len: int | None = _model(
         None,

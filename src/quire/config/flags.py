@@ -4,12 +4,26 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from quire.config.foreign import FOREIGN, Foreign
 from quire.config.options import ConfigError, OptionSpec, specs_of
 from quire.config.sources import suggestion
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """As argparse of Python 3.13: ``-q, --quick TEXT``, the placeholder once; and no wider than reads well."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=min(100, shutil.get_terminal_size().columns - 2))
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        if not action.option_strings or action.nargs == 0:
+            return super()._format_action_invocation(action)
+        value = self._format_args(action, self._get_default_metavar_for_optional(action))
+        return f"{', '.join(action.option_strings)} {value}"
 
 
 class FlagParser(argparse.ArgumentParser):
@@ -19,7 +33,7 @@ class FlagParser(argparse.ArgumentParser):
     """
 
     def __init__(self, **more: Any) -> None:
-        super().__init__(allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **more)
         self.positionals: list[str] = []
 
     def error(self, message: str) -> NoReturn:
@@ -91,9 +105,11 @@ def default_text(spec: OptionSpec) -> str:
 
 def value_text(spec: OptionSpec) -> str:
     """The placeholder of the option's value."""
+    if spec.option.metavar:
+        return spec.option.metavar
     if spec.choices:
         return "{" + ",".join(spec.choices) + "}"
-    return spec.option.metavar or {int: "N", float: "X", str: spec.name.upper()}[spec.kind]
+    return {int: "N", float: "X", str: spec.name.upper()}[spec.kind]
 
 
 def _add_option(group: Any, spec: OptionSpec) -> None:

@@ -31,6 +31,7 @@ class Foreign:
 
 _ONE_DEVICE = "this version runs on one device"
 _NO_COMPILE = "Quire has no compile step"
+_GRAPHS = "which steps become CUDA graphs follows from --max-num-seqs and --max-num-batched-tokens"
 _NOT_YET = "not part of this version"
 _CODE = "Quire never runs code that comes with a checkpoint; architectures it knows need none"
 
@@ -63,8 +64,8 @@ FOREIGN: tuple[Foreign, ...] = (
     Foreign(("--compilation-config", "-cc"), _NO_COMPILE, ("*",)),
     Foreign(("--optimization-level", "-O"), _NO_COMPILE, ("*",)),
     Foreign(("--performance-mode",), "one mode serves both", ("*",)),
-    Foreign(("--cudagraph-capture-sizes",), _NO_COMPILE, ("*",), takes="many"),
-    Foreign(("--max-cudagraph-capture-size",), _NO_COMPILE, ("*",)),
+    Foreign(("--cudagraph-capture-sizes",), _GRAPHS, ("*",), takes="many"),
+    Foreign(("--max-cudagraph-capture-size",), _GRAPHS, ("*",)),
     Foreign(("--swap-space",), "preempted requests are computed again, not swapped", ("*",)),
     Foreign(("--tokenizer-mode",), "the tokenizer follows from the model", ("auto", "hf")),
     Foreign(("--config-format",), "the format follows from the model", ("auto", "hf")),

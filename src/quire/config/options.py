@@ -100,7 +100,8 @@ class OptionSpec:
                 return None
         converted = _as_kind(value, self.kind)
         if converted is None:
-            raise ConfigError(self.name, f"{self.flag} takes {_KIND_NAMES[self.kind]}, not {value!r}.")
+            found = f"a value of type {type(value).__name__}" if self.option.secret else repr(value)
+            raise ConfigError(self.name, f"{self.flag} takes {_KIND_NAMES[self.kind]}, not {found}.")
         if self.choices and converted not in self.choices:
             raise ConfigError(self.name, f"{self.flag} must be one of {', '.join(self.choices)}; not {value!r}.")
         self._check_range(converted)

@@ -20,7 +20,7 @@ def from_kwargs(cls: type[T], kwargs: Mapping[str, Any]) -> tuple[T, list[str]]:
     Returns the config and notes on arguments that were accepted without effect. Raises ``ConfigError`` for an
     unknown name (naming the nearest), a name Quire doesn't offer, or a bad value.
     """
-    values, notes = _named_values((cls,), kwargs, shown=lambda name: name)
+    values, notes = _named_values((cls,), kwargs)
     return cls(**values), notes
 
 
@@ -36,22 +36,38 @@ def from_sources(
     """
     values: dict[str, Any] = {}
     notes: list[str] = []
+    origins: dict[str, str] = {}
     if config_file is not None:
-        values, notes = _named_values(classes, read_yaml(config_file), shown=lambda name: f"{config_file}: {name}")
-    values |= environment_values(classes, environ)
-    values |= given
-    return [cls(**{s.name: values[s.name] for s in specs_of(cls) if s.name in values}) for cls in classes], notes
-
-
-def environment_values(classes: Iterable[type], environ: Mapping[str, str]) -> dict[str, Any]:
-    """The options set by environment variables; a list is split at commas. An empty variable counts as unset."""
-    found: dict[str, Any] = {}
+        content = read_yaml(config_file)
+        try:
+            values, notes = _named_values(classes, content)
+        except ConfigError as error:
+            raise _said_of(config_file, error) from None
+        origins = dict.fromkeys(values, config_file)
     for spec in _all_specs(classes):
-        name = next((n for n in spec.env_names if environ.get(n)), None)
-        if name is not None:
-            text = environ[name]
-            found[spec.name] = [part.strip() for part in text.split(",") if part.strip()] if spec.many else text
-    return found
+        variable = next((name for name in spec.env_names if environ.get(name)), None)
+        if variable is not None:
+            values[spec.name] = _listed(environ[variable]) if spec.many else environ[variable]
+            origins[spec.name] = variable
+    values |= given
+    for name in given:
+        origins.pop(name, None)
+    configs = []
+    for cls in classes:
+        try:
+            configs.append(cls(**{s.name: values[s.name] for s in specs_of(cls) if s.name in values}))
+        except ConfigError as error:
+            raise _said_of(origins.get(error.option), error) from None
+    return configs, notes
+
+
+def _said_of(origin: str | None, error: ConfigError) -> ConfigError:
+    """The error with the file or variable that the value came from, where it was no flag."""
+    return ConfigError(error.option, f"{origin}: {error}") if origin else error
+
+
+def _listed(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def read_yaml(path: str) -> dict[str, Any]:
@@ -78,23 +94,26 @@ def suggestion(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]}?" if near else ""
 
 
-def _named_values(classes: Sequence[type], named: Mapping[str, Any], shown: Any) -> tuple[dict[str, Any], list[str]]:
+def _named_values(classes: Sequence[type], named: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """``named`` values by field name, with the notes on foreign ones."""
     by_name = {name: spec.name for spec in _all_specs(classes) for name in spec.names}
     foreign = {name: f for f in FOREIGN for name in f.names}
     values: dict[str, Any] = {}
     notes: list[str] = []
+    keys: dict[str, str] = {}
     for key, value in named.items():
         name = key.replace("-", "_")
         if name in by_name:
-            if by_name[name] in values:
-                raise ConfigError(by_name[name], f"{shown(key)} is given twice (as {by_name[name]} too).")
-            values[by_name[name]] = value
+            field = by_name[name]
+            if field in values:
+                raise ConfigError(field, f"{keys[field]} and {key} are the same option, given twice: leave one out.")
+            values[field] = value
+            keys[field] = key
         elif name in foreign:
             note = judge(foreign[name], value)
             notes += [note] if note else []
         else:
-            raise ConfigError(name, f"{shown(key)} is no option.{suggestion(name, by_name)}")
+            raise ConfigError(name, f"{key} is no option.{suggestion(name, by_name)}")
     return values, notes
 
 

@@ -82,6 +82,7 @@ class Lifecycle:
 
     async def run(self) -> int:
         """Start, serve until a signal, drain, end. Returns the exit status."""
+        logger.info("Quire %s starts %s; GET /ready tells how far it is.", __version__, self._engine_config.model)
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._on_signal)

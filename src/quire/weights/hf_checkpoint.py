@@ -34,7 +34,9 @@ class HFCheckpoint:
         self.path = path
         config = read_json(path / "config.json")
         if config is None:
-            raise CheckpointError(f"{path.name or path} is no model directory: it holds no config.json.")
+            files = sorted(p.name for p in path.glob("*.gguf"))
+            cure = f" Name a file of it, such as {path / files[0]}." if files else ""
+            raise CheckpointError(f"{path.name or path} is no model directory: it holds no config.json.{cure}")
         self.config: Mapping[str, Any] = with_flat_rope(config)
         self.generation_config: Mapping[str, Any] = read_json(path / "generation_config.json") or {}
 

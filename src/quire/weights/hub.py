@@ -23,9 +23,9 @@ def is_hub_id(model: str) -> bool:
 def fetch(model: str, revision: str | None, cache: str | None, token: str | None, offline: bool) -> Path:
     """The local snapshot (or GGUF file) of a hub model. Raises ``SourceError``."""
     import huggingface_hub as hub
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
-    offline = offline or hub.constants.HF_HUB_OFFLINE
+    offline = offline or constants.HF_HUB_OFFLINE
     try:
         if match := _GGUF.fullmatch(model):
             return Path(
