@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -22,6 +23,7 @@ def is_hub_id(model: str) -> bool:
 
 def fetch(model: str, revision: str | None, cache: str | None, token: str | None, offline: bool) -> Path:
     """The local snapshot (or GGUF file) of a hub model. Raises ``SourceError``."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when it is imported
     import huggingface_hub as hub
     from huggingface_hub import constants, errors
 
