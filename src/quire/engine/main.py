@@ -46,18 +46,10 @@ def main() -> None:
         line.send(msgspec.structs.replace(service.ready, phases=_ledger(boot, runner.phases)))
         gc.collect()
         gc.freeze()  # the model's objects live for ever: never look at them again
-        _return_free_memory()
         line.serve(service)
     except Exception as error:
         line.fail(error)
     line.close()
-
-
-def _return_free_memory() -> None:
-    """What loading used and freed goes back to the system (glibc keeps it otherwise)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Line:
