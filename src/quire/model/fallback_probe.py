@@ -37,6 +37,10 @@ class _Mask:
     window: int | None
 
 
+class _NotServed(Exception):
+    """Why a class can't run on pages."""
+
+
 def register() -> None:
     """Make ``attn_implementation="quire"`` known to Transformers: each module brings its own function, ``quire``."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -68,8 +72,8 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
         with torch.device("meta"), torch.no_grad():
             ids = torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64)
             model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
-    except CheckpointError:
-        raise
+    except _NotServed as error:
+        raise CheckpointError(unsupported(architecture, str(error))) from None
     except Exception as error:  # whatever a class that was never meant for this may raise
         raise CheckpointError(unsupported(architecture, _NOT_PLAIN)) from error
     layers = config.get_text_config().num_hidden_layers
@@ -105,10 +109,10 @@ def _record(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     tensors = [k for k, v in others.items() if isinstance(v, torch.Tensor) and k not in ("s_aux", "position_ids")]
     if query.shape[2] != key.shape[2] or not causal or tensors:
-        raise CheckpointError(f"The attention of {type(module).__name__} is of a kind that Quire's pages cannot serve.")
+        raise _NotServed(f"the attention of {type(module).__name__} is of a kind that Quire's pages cannot serve")
     window = mask.window if isinstance(mask, _Mask) else sliding_window
     if isinstance(mask, _Mask) and not _is_causal_window(mask):
-        raise CheckpointError(f"The attention mask of {type(module).__name__} is neither causal nor a sliding window.")
+        raise _NotServed(f"the attention mask of {type(module).__name__} is neither causal nor a sliding window")
     widest = max(query.shape[3], value.shape[3])
     spec = AttentionSpec(
         heads=query.shape[1],

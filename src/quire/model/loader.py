@@ -20,7 +20,9 @@ from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 
 logger = logging.getLogger("quire.model")
-_HARMLESS = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|position_ids$|_scale$|g_idx$|rope_freqs")
+_HARMLESS = re.compile(
+    r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|position_ids$|_scale$|g_idx$|rope_freqs|quant_state\."
+)
 
 
 class Loader:
@@ -44,6 +46,7 @@ class Loader:
 
     def _check_unused(self, used: Set[str]) -> None:
         """Tells of tensors without a use; refuses those that the layers would compute something else with."""
+        self._check_depth(used)
         unused = set(self._checkpoint.names()) - used - {self._names.head + ".weight"}
         modules = {name.rpartition(".")[0] for name in used}
         layers = re.compile(re.escape(self._names.out[0].partition("{i}")[0]) + r"(\d+)\.")
@@ -56,6 +59,21 @@ class Loader:
         if rest := sorted(name for name in unused if not _HARMLESS.search(name)):
             some = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
             logger.warning("The checkpoint holds %d tensors that the decoder does not use: %s", len(rest), some)
+
+    def _check_depth(self, used: Set[str]) -> None:
+        """Refuses whole layers beyond the config's; those that predict further tokens have parts of their own."""
+        named = re.compile(re.escape(self._names.out[0].partition("{i}")[0]) + r"(\d+)\.(.+)")
+        kinds = {found[2] for name in used if (found := named.match(name))}
+        beyond: dict[int, list[re.Match[str]]] = {}
+        for name in self._checkpoint.names():
+            if (found := named.match(name)) and int(found[1]) >= len(self.spec.layers) and not _HARMLESS.search(name):
+                beyond.setdefault(int(found[1]), []).append(found)
+        for layer, parts in sorted(beyond.items()):
+            if all(part[2] in kinds for part in parts):
+                raise CheckpointError(
+                    f"The checkpoint has the tensor {parts[0][0]}, but the config's num_hidden_layers is "
+                    f"{len(self.spec.layers)}; at least {layer + 1} are stored."
+                )
 
     def _is_not_zero(self, name: str) -> bool:
         """GPTQ's tools write biases of zeros for layers that have none."""

@@ -120,7 +120,7 @@ def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLo
     except UnsupportedVariant:
         if config.load_format == "dummy" or not checkpoint.path.is_dir():
             raise
-        return FallbackLoader(checkpoint.path, checkpoint.config, ops, config.quantization)
+        return FallbackLoader(checkpoint, ops, config.quantization)
     if config.load_format == "dummy":
         return DummyLoader(spec, names, ops, config.quantization, stored_dtype(checkpoint.config))
     return Loader(checkpoint, spec, names, ops, config.quantization)

@@ -13,3 +13,10 @@ class SourceError(WeightsError):
 
 class CheckpointError(WeightsError):
     """A checkpoint file is corrupt, unsupported, or lacks something."""
+
+
+def misshapen(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"The tensor {name} has the shape {list(actual)}, but the config calls for {list(wanted)}; "
+        "take config.json and the weights from one and the same checkpoint."
+    )
