@@ -22,6 +22,7 @@ import zmq
 from quire.engine.boot import Boot, runner_factory
 from quire.engine.messages import ClientMessage, DeltaBatch, EngineFailed, Progress, Rejected, Shutdown
 from quire.engine.service import EngineService, refuse_undecodable
+from quire.weights.errors import WeightsError
 
 log = logging.getLogger("quire.engine")
 
@@ -101,7 +102,7 @@ class Line:
 
     def fail(self, error: Exception) -> NoReturn:
         """Tell the parent why this ends, in a sentence; the log gets the trace unless the user can cure it."""
-        if not isinstance(error, (ValueError, OSError)):
+        if not isinstance(error, (ValueError, OSError, WeightsError)):
             traceback.print_exc()
         self.send(EngineFailed(str(error) or type(error).__name__))
         self.close()

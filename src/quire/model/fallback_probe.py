@@ -15,7 +15,9 @@ from quire.model.spec import AttentionSpec
 from quire.weights.errors import CheckpointError
 
 IMPLEMENTATION = "quire"
-_PROBE_TOKENS = 5000  # enough for a class that attends to summaries of far tokens to show it
+# Few at first: a class that goes from token to token without attention is slow. Then enough for one that attends to
+# summaries of far tokens to show it.
+_PROBE_TOKENS = (8, 5000)
 _NOT_PLAIN = "its layers are not all attention behind Transformers' attention interface"
 _HEAD_STEP = 8  # a page's heads are a multiple of this wide
 
@@ -65,20 +67,22 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
     Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
     """
     calls: list[AttentionCall] = []
+    layers = config.get_text_config().num_hidden_layers
     try:
         model = _on_meta(config)
         for name, module in model.named_modules():
             module.quire = partial(_record, calls, name, module)
-        with torch.device("meta"), torch.no_grad():
-            ids = torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64)
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
+        for tokens in _PROBE_TOKENS:
+            calls.clear()
+            with torch.device("meta"), torch.no_grad():
+                ids = torch.zeros((1, tokens), dtype=torch.int64)
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
+            if len(calls) != layers or len({call.module for call in calls}) != layers:
+                raise _NotServed(_NOT_PLAIN)
     except _NotServed as error:
         raise CheckpointError(unsupported(architecture, str(error))) from None
     except Exception as error:  # whatever a class that was never meant for this may raise
         raise CheckpointError(unsupported(architecture, _NOT_PLAIN)) from error
-    layers = config.get_text_config().num_hidden_layers
-    if len(calls) != layers or len({call.module for call in calls}) != layers:
-        raise CheckpointError(unsupported(architecture, _NOT_PLAIN))
     return calls, model
 
 

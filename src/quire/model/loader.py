@@ -17,7 +17,7 @@ from quire.ops.backend import Ops
 from quire.quant.detect import reader_of
 from quire.quant.gguf import dequantize
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError
+from quire.weights.errors import FROM_ONE, CheckpointError
 
 logger = logging.getLogger("quire.model")
 _HARMLESS = re.compile(
@@ -55,7 +55,9 @@ class Loader:
             layer = layers.match(name)
             extra_weight = kind == "weight" and layer is not None and int(layer[1]) < len(self.spec.layers)
             if extra_weight or (kind == "bias" and module in modules and self._is_not_zero(name)):
-                raise CheckpointError(f"The checkpoint has the tensor {name}, which the config does not call for.")
+                raise CheckpointError(
+                    f"The checkpoint has the tensor {name}, which the config does not call for; {FROM_ONE}."
+                )
         if rest := sorted(name for name in unused if not _HARMLESS.search(name)):
             some = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
             logger.warning("The checkpoint holds %d tensors that the decoder does not use: %s", len(rest), some)
@@ -72,7 +74,7 @@ class Loader:
             if all(part[2] in kinds for part in parts):
                 raise CheckpointError(
                     f"The checkpoint has the tensor {parts[0][0]}, but the config's num_hidden_layers is "
-                    f"{len(self.spec.layers)}; at least {layer + 1} are stored."
+                    f"{len(self.spec.layers)}, not {layer + 1} or more; {FROM_ONE}."
                 )
 
     def _is_not_zero(self, name: str) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FROM_ONE = "take config.json and the weights from one and the same checkpoint"
+
 
 class WeightsError(Exception):
     """One clear sentence for the user: what is wrong with the model, and the cure where there is one."""
@@ -17,6 +19,5 @@ class CheckpointError(WeightsError):
 
 def misshapen(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
     return CheckpointError(
-        f"The tensor {name} has the shape {list(actual)}, but the config calls for {list(wanted)}; "
-        "take config.json and the weights from one and the same checkpoint."
+        f"The tensor {name} has the shape {list(actual)}, but the config calls for {list(wanted)}; {FROM_ONE}."
     )
