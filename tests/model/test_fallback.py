@@ -166,7 +166,7 @@ def test_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         FallbackLoader(HFCheckpoint(tmp_path), backend("reference"))
 
 
-def test_refuses_a_tensor_of_another_shape_or_type(tmp_path: Path) -> None:
+def test_refuses_tensors_that_are_not_as_the_class_has_them(tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     save(tmp_path, "apertus")
@@ -175,6 +175,10 @@ def test_refuses_a_tensor_of_another_shape_or_type(tmp_path: Path) -> None:
     save_file({**tensors, name: tensors[name][:, :50].contiguous()}, file, metadata={"format": "pt"})
     loader = build.make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).loader
     with pytest.raises(CheckpointError, match=rf"{name} has the shape \[64, 50\].* \[64, \d+\]"):
+        loader.decoder(1, 64)
+    bias = name.replace("weight", "bias")
+    save_file({**tensors, bias: torch.ones(64)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"has the tensor {bias}, which its class has no use for"):
         loader.decoder(1, 64)
     save_file({**tensors, name: tensors[name].int()}, file, metadata={"format": "pt"})
     assert f"{name} has the type I32" in refusal(tmp_path)

@@ -27,7 +27,7 @@ from quire.quant.detect import load_method
 from quire.quant.gguf import check_type
 from quire.quant.reader import Reader
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError, misshapen
+from quire.weights.errors import FROM_ONE, CheckpointError, misshapen
 
 _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "num_attention_heads")
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
@@ -72,6 +72,11 @@ class FallbackLoader:
         if mismatched := sorted(report["mismatched_keys"]):
             name, actual, wanted = mismatched[0]
             raise misshapen(name, tuple(actual), tuple(wanted))
+        modules = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+        if odd := sorted(key for key in report["unexpected_keys"] if key.rpartition(".")[0] in modules):
+            raise CheckpointError(
+                f"The checkpoint has the tensor {odd[0]}, which its class has no use for; {FROM_ONE}."
+            )
         _pack_linears(model, self._method, self._ops)
         # On a GPU the rest is loaded in its type; a conversion here would take tables that are float32 along.
         model = model.float() if self._ops.device.type == "cpu" else model.to(self._ops.device)
