@@ -8,6 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from quire.cli.main import main
 
@@ -96,6 +99,23 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
     error = capsys.readouterr().err
     assert f"{tmp_path / place} " in error
     assert "name a file in" in error
+
+
+def test_serve_refuses_a_bad_checkpoint_in_one_line(tmp_path: Path) -> None:
+    """The engine's process, too, tells what is wrong without a trace."""
+    sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
+    config = {"model_type": "llama", "vocab_size": 256, "max_position_embeddings": 64, **sizes}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    save_file({"model.embed_tokens.weight": torch.ones(256, 8)}, tmp_path / "model.safetensors")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(models.BPE(vocab={letter: i for i, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    command = [sys.executable, "-m", "quire", "serve", str(tmp_path), "--port", "0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "lacks the tensor lm_head.weight" in done.stderr
+    assert len(done.stderr.splitlines()) == 1 and not done.stdout
 
 
 def test_the_form_of_the_quick_start() -> None:

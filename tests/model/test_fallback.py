@@ -18,6 +18,7 @@ from quire.ops.backend import backend
 from quire.ops.triton import TritonOps
 from quire.runtime import build
 from quire.weights.errors import CheckpointError
+from quire.weights.hf_checkpoint import HFCheckpoint
 from tests.model.agreement import TOKENS, WAYS, check_batch, check_chunks, check_shared_prefix, expected, random_model
 from tests.model.harness import Harness
 
@@ -162,7 +163,36 @@ def test_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(CheckpointError, match=r"pip install 'quire-llm\[transformers\]'"):
-        FallbackLoader(tmp_path, {"model_type": "apertus"}, backend("reference"))
+        FallbackLoader(HFCheckpoint(tmp_path), backend("reference"))
+
+
+def test_refuses_tensors_that_are_not_as_the_class_has_them(tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    save(tmp_path, "apertus")
+    name, file = "model.layers.1.mlp.down_proj.weight", tmp_path / "model.safetensors"
+    tensors = load_file(file)
+    save_file({**tensors, name: tensors[name][:, :50].contiguous()}, file, metadata={"format": "pt"})
+    loader = build.make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).loader
+    with pytest.raises(CheckpointError, match=rf"{name} has the shape \[64, 50\].* \[64, \d+\]"):
+        loader.decoder(1, 64)
+    bias = name.replace("weight", "bias")
+    save_file({**tensors, bias: torch.ones(64)}, file, metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match=f"has the tensor {bias}, which its class has no use for"):
+        loader.decoder(1, 64)
+    save_file({**tensors, name: tensors[name].int()}, file, metadata={"format": "pt"})
+    assert f"{name} has the type I32" in refusal(tmp_path)
+
+
+def test_never_reads_pickled_weights(tmp_path: Path) -> None:
+    (save(tmp_path, "apertus") / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
+    assert "only pickled weights" in refusal(tmp_path)
+
+
+def test_refuses_absurd_sizes(tmp_path: Path) -> None:
+    file = save(tmp_path, "apertus") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"num_hidden_layers": 10**6}))
+    assert "num_hidden_layers: an integer from 1 to 4096" in refusal(tmp_path)
 
 
 def test_matrices_keep_their_type(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 from pathlib import Path
@@ -14,8 +15,10 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 
 from quire.config.engine import EngineConfig
 from quire.model.fallback import FallbackLoader
+from quire.model.families import describe
 from quire.runtime.build import Blueprint, make_blueprint
 from quire.weights.errors import CheckpointError
+from quire.weights.hf_checkpoint import with_flat_rope
 from tests.model.agreement import TOKENS, close, expected, random_model
 from tests.model.harness import Harness
 from tests.model.test_families import CASES
@@ -91,6 +94,44 @@ def test_tensor_that_contradicts_the_config(llama: Path) -> None:
 def test_extra_tensors_that_would_change_results(llama: Path) -> None:
     change(llama, put={"model.layers.2.self_attn.q_norm.weight": torch.ones(16)})
     assert "model.layers.2.self_attn.q_norm.weight, which the config does not call for" in refusal(llama)
+
+
+def test_layers_beyond_those_of_the_config(llama: Path) -> None:
+    change(llama, config={"num_hidden_layers": 2})
+    assert "model.layers.2.input_layernorm.weight, but the config's num_hidden_layers is 2, not 3 or more" in refusal(
+        llama
+    )
+
+
+@pytest.mark.parametrize("name", ["model.layers.1.mlp.up_proj.weight", "model.norm.weight"])
+def test_types_that_are_no_plain_weights(llama: Path, name: str) -> None:
+    change(llama, put={name: load_file(llama / FILE)[name].to(torch.int8)})
+    assert f"{name} has the type I8, where plain weights are F32, F16, BF16" in refusal(llama)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_field_of_a_config_is_checked(name: str) -> None:
+    """Whatever stands in a field, it does or ends in a sentence."""
+    settings = dict(CASES[name])
+    settings.pop("attention", None)
+    config = json.loads(AutoConfig.for_model(settings.pop("model_type"), **settings).to_json_string(use_diff=False))
+    describe(with_flat_rope(config))
+    for field in (*config, "rope_scaling"):
+        inner = config.get(field)
+        for junk in ("x", -1, 1.5, 10**30, [1], {"a": 1}, True, float("nan")):
+            changes = [junk] + ([{**inner, key: junk} for key in inner] if isinstance(inner, dict) else [])
+            for value in changes:
+                with contextlib.suppress(CheckpointError):
+                    describe(with_flat_rope({**config, field: value}))
+
+
+@pytest.mark.parametrize(("dtype", "item"), [("bfloat16", 2), ("float32", 4), (None, 4), (["x"], 4)])
+def test_random_weights_take_what_the_checkpoint_would(llama: Path, dtype: object, item: int) -> None:
+    change(llama, config={"dtype": dtype})
+    blueprint = make_blueprint(EngineConfig(model=str(llama), device="cpu", load_format="dummy"))
+    matrices = sum(t.numel() for t in load_file(llama / FILE).values() if t.dim() == 2)
+    assert blueprint.loader.check() == item * matrices
+    assert 0.95 < blueprint.loader.decoder(1, 64).nbytes / (item * matrices) < 1.05
 
 
 def test_extra_biases(llama: Path) -> None:

@@ -86,6 +86,9 @@ def test_reach(kind: str, reach: int) -> None:
     [
         ({"rope_type": "spiral"}, "'spiral' is not supported; supported are default, linear"),
         ({"rope_type": "linear"}, "'linear' of the model's config lacks"),
+        ({"rope_type": "linear", "factor": 0}, "'linear' of the model's config lacks or spoils"),
+        ({"rope_type": "yarn", "factor": -4}, "'yarn' of the model's config lacks or spoils"),
+        ({"rope_type": "dynamic", "factor": "2x"}, "'dynamic' of the model's config lacks or spoils"),
         ({"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}, "'longrope' of the model's config"),
     ],
 )

@@ -44,7 +44,7 @@ def test_constant_and_one_sided_groups_survive() -> None:
     weight = torch.cat([torch.zeros(1, 128), torch.full((1, 128), 0.5), torch.rand(1, 128), -torch.rand(1, 128)])
     for method in ("int8", "int4", "nf4", "fp8"):
         error = (quantize(weight, method).dequantize() - weight).abs().amax(1)
-        assert error[0] == 0 and error[1] < 1e-3 and error.max() < 0.15
+        assert error[0] == 0 and error[1] < 1e-3 and error.max() < 0.153  # half of nf4's widest step
 
 
 def test_nf4(weight: torch.Tensor) -> None:

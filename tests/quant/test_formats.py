@@ -35,7 +35,8 @@ def read(path: Path, tensors: Tensors, config: dict[str, Any], n: int, k: int, s
     assert reader.tensors(LAYER, n, k, stack).items() <= {(m, checkpoint.info(m).shape) for m in checkpoint.names()}
     layout = reader.read(LAYER, n, k, stack)
     assert layout.shape == (stack * n, k)
-    assert 0.9 < reader.nbytes(LAYER, n, k, stack) / sum(checkpoint.info(m).nbytes for m in checkpoint.names()) <= 1
+    stored = sum(checkpoint.info(m).nbytes for m in checkpoint.names())
+    assert 0.9 < reader.nbytes(LAYER, n, k, stack) / stored <= 1.1  # more where scales are codes, looked up at load
     return layout
 
 

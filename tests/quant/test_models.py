@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from quire.config.engine import EngineConfig
+from quire.runtime.build import make_blueprint
 from tests.model.harness import Harness
 from tests.quant.checkpoints import Awq, EightBit, Float8, FourBit, Gptq, Packed, compressed, write
 
@@ -100,6 +102,8 @@ def test_logits(format: str, tmp_path: Path) -> None:
     with torch.no_grad():
         want = model(tokens[None]).logits[0]
     harness = Harness(tmp_path, [tokens.tolist()])
+    planned = make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).memory.weights
+    assert abs(planned - harness.decoder.nbytes) < 0.05 * harness.decoder.nbytes
     got = torch.cat([harness.step({0: count})[0] for count in (40, 1, 19)])
     if format in ("w8a8", "fp8-blocks"):  # an input halfway between two steps may fall to either
         assert (got - want).norm() < 0.02 * want.norm()

@@ -155,6 +155,29 @@ def test_shapes_and_types_before_anything_is_read(
         reader.nbytes(LAYER, 32, 64)
 
 
+@pytest.mark.parametrize(
+    ("made", "words"),
+    [(SYM, "up_proj.qweight is of a quantised layer, but config.json"), (NF, "up_proj.weight has the type U8")],
+)
+def test_a_lost_quantization_config(tmp_path: Path, made: Any, words: str) -> None:
+    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, None), None)
+    with pytest.raises(CheckpointError, match=words):
+        reader.tensors(LAYER, 32, 64)
+
+
+def test_a_lost_quantisation_state(tmp_path: Path) -> None:
+    tensors = {LAYER + name: t for name, t in NF.tensors.items() if name != STATE}
+    with pytest.raises(CheckpointError, match=r"up_proj.weight has the type U8.*state"):
+        reader_of(write(tmp_path, tensors, NF.config), None).tensors(LAYER, 32, 64)
+
+
+def test_zero_points_that_are_there_count(tmp_path: Path) -> None:
+    made = Awq(32, 64, 32)
+    tensors = {LAYER + name: t for name, t in made.tensors.items()}
+    reader = reader_of(write(tmp_path, tensors, made.config | {"zero_point": False}), None)
+    assert torch.equal(reader.read(LAYER, 32, 64).dequantize(), made.weight)
+
+
 @pytest.mark.parametrize("name", [".qweight", ".scales", ".qzeros"])
 def test_missing_tensors_are_named(tmp_path: Path, name: str) -> None:
     tensors, config = gptq()

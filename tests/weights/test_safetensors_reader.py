@@ -194,3 +194,9 @@ def test_rope_parameters_are_flattened(tmp_path: Path) -> None:
     config = open_checkpoint(path).config
     assert (config["rope_theta"], config["rope_local_base_freq"]) == (1e6, 1e4)
     assert config["rope_scaling"] == {"rope_type": "linear", "factor": 8.0}
+
+
+def test_a_pointer_to_the_weights_is_told_as_one(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 9\n")
+    with pytest.raises(CheckpointError, match="git lfs pull"):
+        SafetensorsFile.open(tmp_path / "model.safetensors")

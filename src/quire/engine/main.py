@@ -22,6 +22,7 @@ import zmq
 from quire.engine.boot import Boot, runner_factory
 from quire.engine.messages import ClientMessage, DeltaBatch, EngineFailed, Progress, Rejected, Shutdown
 from quire.engine.service import EngineService, refuse_undecodable
+from quire.weights.errors import WeightsError
 
 log = logging.getLogger("quire.engine")
 
@@ -46,18 +47,10 @@ def main() -> None:
         line.send(msgspec.structs.replace(service.ready, phases=_ledger(boot, runner.phases)))
         gc.collect()
         gc.freeze()  # the model's objects live for ever: never look at them again
-        _return_free_memory()
         line.serve(service)
     except Exception as error:
         line.fail(error)
     line.close()
-
-
-def _return_free_memory() -> None:
-    """What loading used and freed goes back to the system (glibc keeps it otherwise)."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 class Line:
@@ -109,7 +102,7 @@ class Line:
 
     def fail(self, error: Exception) -> NoReturn:
         """Tell the parent why this ends, in a sentence; the log gets the trace unless the user can cure it."""
-        if not isinstance(error, (ValueError, OSError)):
+        if not isinstance(error, (ValueError, OSError, WeightsError)):
             traceback.print_exc()
         self.send(EngineFailed(str(error) or type(error).__name__))
         self.close()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import torch
 
 from quire.model.rope import check_scaling, stretched
 from quire.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from quire.weights.errors import CheckpointError
 
 _MAX_COUNT = 1 << 24
+_MAX_LAYERS = 1 << 12  # each of which is an object before a tensor is asked for
+_MAX_NUMBER = 1e12
+_LAYER_TYPES = ("full_attention", "sliding_attention", "linear_attention")
 _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
@@ -27,6 +31,12 @@ class UnsupportedVariant(CheckpointError):
     """A family's model with a setting that the decoder has nothing for; Transformers may run it."""
 
 
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """What the config says that weights are stored in; float32 where it doesn't say, or says something else."""
+    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
+
+
 def renamed(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
     """``config`` with fields under the usual names too: ``usual="own"``."""
     return {usual: config[own] for usual, own in names.items() if config.get(own) is not None} | dict(config)
@@ -38,29 +48,40 @@ class ConfigReader:
 
     config: Mapping[str, Any]
 
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, int) or not 0 < value <= _MAX_COUNT:
-            raise CheckpointError(f"The model's config has no usable {key}: a positive integer is needed.")
+    def count(self, key: str, default: int | None = None, least: int = 1) -> int:
+        value, most = self._value(key, default), _MAX_LAYERS if key == "num_hidden_layers" else _MAX_COUNT
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise _unusable(key, f"an integer from {least} to {most}")
         return value
 
     def number(self, key: str, default: float) -> float:
-        value = self.config.get(key)
-        value = default if value is None else value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-            raise CheckpointError(f"The model's config has no usable {key}: a positive number is needed.")
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value <= _MAX_NUMBER:
+            raise _unusable(key, f"a positive number up to {_MAX_NUMBER:g}")
         return float(value)
+
+    def fields(self, key: str) -> dict[str, Any]:
+        """The object called ``key``; empty where there is none."""
+        value = self._value(key, {})
+        if not isinstance(value, dict):
+            raise _unusable(key, "an object")
+        return dict(value)
+
+    def listed(self, key: str) -> list[Any]:
+        """The list called ``key``; empty where there is none."""
+        value = self._value(key, [])
+        if not isinstance(value, list):
+            raise _unusable(key, "a list")
+        return value
 
     def cap(self, key: str) -> float | None:
         """Of scores or logits, where there is one."""
         return None if self.config.get(key) is None else self.number(key, 0.0)
 
     def flag(self, key: str, default: bool = False) -> bool:
-        value = self.config.get(key)
-        value = default if value is None else value
+        value = self._value(key, default)
         if not isinstance(value, bool):
-            raise CheckpointError(f"The model's config has no usable {key}: true or false is needed.")
+            raise _unusable(key, "true or false")
         return value
 
     def layer_norm(self, key: str, bias: bool = True) -> NormSpec:
@@ -87,7 +108,7 @@ class ConfigReader:
 
     def activation(self, default: str, key: str = "hidden_act") -> Activation:
         name = self.config.get(key) or default
-        if name not in _ACTIVATIONS:
+        if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise CheckpointError(f"The activation {str(name)[:40]!r} ({key}) is not supported.")
         return _ACTIVATIONS[name]
 
@@ -96,7 +117,8 @@ class ConfigReader:
     ) -> RopeSpec:
         """``base`` and ``partial`` (the part of a head that is rotated): where the config doesn't say."""
         scaling = self._rope_scaling()
-        partial = float(scaling.pop("partial_rotary_factor", None) or self.number("partial_rotary_factor", partial))
+        part = ConfigReader({"partial_rotary_factor": scaling.pop("partial_rotary_factor", None)})
+        partial = min(part.number("partial_rotary_factor", self.number("partial_rotary_factor", partial)), 1.0)
         numbers = {k: tuple(v) if isinstance(v, list) else v for k, v in scaling.items() if v is not None}
         rope = RopeSpec(
             self.number("rope_theta", base),
@@ -109,12 +131,13 @@ class ConfigReader:
 
     def _rope_scaling(self) -> dict[str, Any]:
         """``rope_scaling`` with all that its kind needs; the fields that Transformers takes from elsewhere too."""
-        scaling = dict(self.config.get("rope_scaling") or {})
+        scaling = self.fields("rope_scaling")
         kind = scaling.pop("rope_type", None) or scaling.pop("type", None) or "default"
         kind = "longrope" if "long_factor" in scaling else kind  # it was called su and yarn at first
         positions, original = "max_position_embeddings", "original_max_position_embeddings"
         if kind in ("yarn", "llama3", "longrope"):
-            scaling[original] = self.config.get(original) or scaling.get(original) or self.count(positions)
+            stated = ConfigReader(scaling).count(original, self.count(positions))
+            scaling[original] = self.count(original, stated)
         if kind == "dynamic":
             scaling[original] = self.count(positions)
         if kind in ("yarn", "longrope") and scaling.get("factor") is None:
@@ -140,12 +163,18 @@ class ConfigReader:
             return ["full_attention" if (i + 1) % period == 0 else "sliding_attention" for i in range(layers)]
         if not isinstance(types, list) or len(types) != layers:
             raise CheckpointError(f"The model's config must list {layers} layer_types, one for each layer.")
+        if odd := [kind for kind in types if kind not in _LAYER_TYPES]:
+            raise UnsupportedVariant(
+                f"Layers of the type {str(odd[0])[:40]!r} (layer_types) are not supported natively."
+            )
         return types
 
     def eos_token_ids(self) -> tuple[int, ...]:
-        ids = self.config.get("eos_token_id")
-        ids = [] if ids is None else ids if isinstance(ids, list) else [ids]
-        return tuple(i for i in ids if isinstance(i, int))
+        ids = self._value("eos_token_id", [])
+        ids = ids if isinstance(ids, list) else [ids]
+        if not all(type(i) is int for i in ids):
+            raise _unusable("eos_token_id", "an integer, or a list of them,")
+        return tuple(ids)
 
     def decoder(
         self,
@@ -157,7 +186,6 @@ class ConfigReader:
         **settings: Any,
     ) -> DecoderSpec:
         """``tied_head``: whether it is where the config doesn't say. ``settings``: other fields of the spec."""
-        tied = self.config.get("tie_word_embeddings")
         positions = self.count("max_position_embeddings")
         ropes = {layer.attention.rope for layer in layers if layer.attention.rope}
         return DecoderSpec(
@@ -168,8 +196,16 @@ class ConfigReader:
             max_stretched_position=max([positions, *(stretched(rope, positions) for rope in ropes)]),
             layers=layers,
             final_norm=final_norm,
-            tied_head=tied_head if tied is None else bool(tied),
+            tied_head=self.flag("tie_word_embeddings", tied_head),
             logit_softcap=self.cap("final_logit_softcapping"),
             eos_token_ids=self.eos_token_ids(),
             **settings,
         )
+
+    def _value(self, key: str, default: Any) -> Any:
+        value = self.config.get(key)
+        return default if value is None else value
+
+
+def _unusable(key: str, wanted: str) -> CheckpointError:
+    return CheckpointError(f"The model's config has no usable {key}: {wanted} is needed.")

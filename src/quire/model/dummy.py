@@ -21,21 +21,30 @@ _SCALE = 0.02
 class DummyLoader:
     """As ``Loader``, for a checkpoint without tensors. ``quantization``: a method of quantising at load."""
 
-    def __init__(self, spec: DecoderSpec, names: WeightMap, ops: Ops, quantization: str | None = None) -> None:
+    def __init__(
+        self,
+        spec: DecoderSpec,
+        names: WeightMap,
+        ops: Ops,
+        quantization: str | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """``dtype``: what the checkpoint's weights would be stored in, which is what they take on a CPU."""
         self.spec = spec
         self._names = names
         self._ops = ops
+        self._dtype = dtype if ops.device.type == "cpu" else ops.dtype
         self._method = load_method(quantization) if quantization else None
 
     def check(self) -> int:
         """Bytes of the weights."""
-        source = _Random(self._ops, self._method, self._names.kept_plain, made=False)
+        source = _Random(self._ops, self._dtype, self._method, self._names.kept_plain, made=False)
         assemble(self.spec, self._names, source)
         return source.nbytes
 
     def decoder(self, threads: int, max_positions: int) -> Decoder:
         torch.manual_seed(0)
-        source = _Random(self._ops, self._method, self._names.kept_plain)
+        source = _Random(self._ops, self._dtype, self._method, self._names.kept_plain)
         return Decoder(self.spec, assemble(self.spec, self._names, source), self._ops, max_positions)
 
 
@@ -49,8 +58,11 @@ class _Counted:
 class _Random:
     """A ``Source`` of normal values; not ``made``: of none, and it packs nothing."""
 
-    def __init__(self, ops: Ops, method: str | None, keep: Sequence[str], made: bool = True) -> None:
+    def __init__(
+        self, ops: Ops, stored: torch.dtype, method: str | None, keep: Sequence[str], made: bool = True
+    ) -> None:
         self.dtype = ops.dtype
+        self._stored = stored
         self.nbytes = 0
         self._device = ops.device
         self._ops = ops if made else None
@@ -71,9 +83,9 @@ class _Random:
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         method = None if module.endswith(self._keep) else self._method
         count = stack * outputs * inputs
-        self.nbytes += nbytes(count, method, self._device) if method else count * self.dtype.itemsize
+        self.nbytes += nbytes(count, method, self._device) if method else count * self._stored.itemsize
         device = "meta" if self._ops is None else self._device
-        weight = torch.empty((stack * outputs, inputs), dtype=self.dtype, device=device)
+        weight = torch.empty((stack * outputs, inputs), dtype=self._stored, device=device)
         if self._ops is None:
             return Dense(weight)
         weight.normal_(std=_SCALE)

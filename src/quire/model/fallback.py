@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quire.model.config_reader import ConfigReader
 from quire.model.decoder import Step, kv_windows
 from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
 from quire.model.families import nearest
@@ -23,21 +24,28 @@ from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense, Layout
 from quire.quant.at_load import LoadReader
 from quire.quant.detect import load_method
+from quire.quant.gguf import check_type
 from quire.quant.reader import Reader
-from quire.weights.errors import CheckpointError
+from quire.weights.checkpoint import Checkpoint
+from quire.weights.errors import FROM_ONE, CheckpointError, misshapen
 
+_SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "num_attention_heads")
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
 
 
 class FallbackLoader:
     """Loads a Hugging Face directory of an architecture without a family. Its init raises ``CheckpointError``."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any], ops: Ops, quantization: str | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, ops: Ops, quantization: str | None = None) -> None:
+        path, config = checkpoint.path, checkpoint.config
         self._path = path
         self._ops = ops
         self._method = None if quantization is None else load_method(quantization)
         self._architecture = str(config.get("model_type"))[:60]
         self._config = _transformers_config(path, config, self._architecture)
+        for name in checkpoint.names():  # raises for files that are damaged, or pickled
+            if name.endswith(".weight"):
+                check_type(name, checkpoint.info(name).type)
         self._calls, empty = probe(self._config, self._architecture)
         self._nbytes = _nbytes(empty, self._method, ops.dtype.itemsize)
         self.spec = _spec(self._config, self._architecture, self._calls)
@@ -57,10 +65,18 @@ class FallbackLoader:
             trust_remote_code=False,
             local_files_only=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the report
         )
-        wrong = [*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])]
-        if wrong:
-            raise CheckpointError(f"The checkpoint lacks the tensor {min(wrong)}, or has it in another shape.")
+        if missing := sorted(report["missing_keys"]):
+            raise CheckpointError(f"The checkpoint lacks the tensor {missing[0]}; fetch it again.")
+        if mismatched := sorted(report["mismatched_keys"]):
+            name, actual, wanted = mismatched[0]
+            raise misshapen(name, tuple(actual), tuple(wanted))
+        modules = {name.rpartition(".")[0] for name, _ in model.named_parameters()}
+        if odd := sorted(key for key in report["unexpected_keys"] if key.rpartition(".")[0] in modules):
+            raise CheckpointError(
+                f"The checkpoint has the tensor {odd[0]}, which its class has no use for; {FROM_ONE}."
+            )
         _pack_linears(model, self._method, self._ops)
         # On a GPU the rest is loaded in its type; a conversion here would take tables that are float32 along.
         model = model.float() if self._ops.device.type == "cpu" else model.to(self._ops.device)
@@ -229,7 +245,10 @@ def _transformers_config(path: Path, config: Mapping[str, Any], architecture: st
             f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here; "
             f"a newer one may know it. {nearest(architecture)}"
         ) from error
-    rope = getattr(loaded.get_text_config(), "rope_parameters", None) or {}
+    text = loaded.get_text_config()
+    for key in _SIZES:
+        ConfigReader({key: getattr(text, key, None)}).count(key, default=1)
+    rope = getattr(text, "rope_parameters", None) or {}
     if isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT:
         raise CheckpointError(
             f"The rope scaling {rope['rope_type']!r} of the architecture {architecture!r} would make tokens depend "

@@ -15,7 +15,9 @@ from quire.model.spec import AttentionSpec
 from quire.weights.errors import CheckpointError
 
 IMPLEMENTATION = "quire"
-_PROBE_TOKENS = 5000  # enough for a class that attends to summaries of far tokens to show it
+# Few at first: a class that goes from token to token without attention is slow. Then enough for one that attends to
+# summaries of far tokens to show it.
+_PROBE_TOKENS = (8, 5000)
 _NOT_PLAIN = "its layers are not all attention behind Transformers' attention interface"
 _HEAD_STEP = 8  # a page's heads are a multiple of this wide
 
@@ -35,6 +37,10 @@ class _Mask:
 
     visible: Callable[..., Any]
     window: int | None
+
+
+class _NotServed(Exception):
+    """Why a class can't run on pages."""
 
 
 def register() -> None:
@@ -61,20 +67,22 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
     Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
     """
     calls: list[AttentionCall] = []
+    layers = config.get_text_config().num_hidden_layers
     try:
         model = _on_meta(config)
         for name, module in model.named_modules():
             module.quire = partial(_record, calls, name, module)
-        with torch.device("meta"), torch.no_grad():
-            ids = torch.zeros((1, _PROBE_TOKENS), dtype=torch.int64)
-            model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
-    except CheckpointError:
-        raise
+        for tokens in _PROBE_TOKENS:
+            calls.clear()
+            with torch.device("meta"), torch.no_grad():
+                ids = torch.zeros((1, tokens), dtype=torch.int64)
+                model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
+            if len(calls) != layers or len({call.module for call in calls}) != layers:
+                raise _NotServed(_NOT_PLAIN)
+    except _NotServed as error:
+        raise CheckpointError(unsupported(architecture, str(error))) from None
     except Exception as error:  # whatever a class that was never meant for this may raise
         raise CheckpointError(unsupported(architecture, _NOT_PLAIN)) from error
-    layers = config.get_text_config().num_hidden_layers
-    if len(calls) != layers or len({call.module for call in calls}) != layers:
-        raise CheckpointError(unsupported(architecture, _NOT_PLAIN))
     return calls, model
 
 
@@ -105,10 +113,10 @@ def _record(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     tensors = [k for k, v in others.items() if isinstance(v, torch.Tensor) and k not in ("s_aux", "position_ids")]
     if query.shape[2] != key.shape[2] or not causal or tensors:
-        raise CheckpointError(f"The attention of {type(module).__name__} is of a kind that Quire's pages cannot serve.")
+        raise _NotServed(f"the attention of {type(module).__name__} is of a kind that Quire's pages cannot serve")
     window = mask.window if isinstance(mask, _Mask) else sliding_window
     if isinstance(mask, _Mask) and not _is_causal_window(mask):
-        raise CheckpointError(f"The attention mask of {type(module).__name__} is neither causal nor a sliding window.")
+        raise _NotServed(f"the attention mask of {type(module).__name__} is neither causal nor a sliding window")
     widest = max(query.shape[3], value.shape[3])
     spec = AttentionSpec(
         heads=query.shape[1],

@@ -17,10 +17,12 @@ from quire.ops.backend import Ops
 from quire.quant.detect import reader_of
 from quire.quant.gguf import dequantize
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError
+from quire.weights.errors import FROM_ONE, CheckpointError
 
 logger = logging.getLogger("quire.model")
-_HARMLESS = re.compile(r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|position_ids$|_scale$|g_idx$|rope_freqs")
+_HARMLESS = re.compile(
+    r"inv_freq$|masked_bias$|attn\.bias$|attention\.bias$|position_ids$|_scale$|g_idx$|rope_freqs|quant_state\."
+)
 
 
 class Loader:
@@ -44,6 +46,7 @@ class Loader:
 
     def _check_unused(self, used: Set[str]) -> None:
         """Tells of tensors without a use; refuses those that the layers would compute something else with."""
+        self._check_depth(used)
         unused = set(self._checkpoint.names()) - used - {self._names.head + ".weight"}
         modules = {name.rpartition(".")[0] for name in used}
         layers = re.compile(re.escape(self._names.out[0].partition("{i}")[0]) + r"(\d+)\.")
@@ -52,10 +55,27 @@ class Loader:
             layer = layers.match(name)
             extra_weight = kind == "weight" and layer is not None and int(layer[1]) < len(self.spec.layers)
             if extra_weight or (kind == "bias" and module in modules and self._is_not_zero(name)):
-                raise CheckpointError(f"The checkpoint has the tensor {name}, which the config does not call for.")
+                raise CheckpointError(
+                    f"The checkpoint has the tensor {name}, which the config does not call for; {FROM_ONE}."
+                )
         if rest := sorted(name for name in unused if not _HARMLESS.search(name)):
             some = ", ".join(rest[:4]) + (", ..." if len(rest) > 4 else "")
             logger.warning("The checkpoint holds %d tensors that the decoder does not use: %s", len(rest), some)
+
+    def _check_depth(self, used: Set[str]) -> None:
+        """Refuses whole layers beyond the config's; those that predict further tokens have parts of their own."""
+        named = re.compile(re.escape(self._names.out[0].partition("{i}")[0]) + r"(\d+)\.(.+)")
+        kinds = {found[2] for name in used if (found := named.match(name))}
+        beyond: dict[int, list[re.Match[str]]] = {}
+        for name in self._checkpoint.names():
+            if (found := named.match(name)) and int(found[1]) >= len(self.spec.layers) and not _HARMLESS.search(name):
+                beyond.setdefault(int(found[1]), []).append(found)
+        for layer, parts in sorted(beyond.items()):
+            if all(part[2] in kinds for part in parts):
+                raise CheckpointError(
+                    f"The checkpoint has the tensor {parts[0][0]}, but the config's num_hidden_layers is "
+                    f"{len(self.spec.layers)}, not {layer + 1} or more; {FROM_ONE}."
+                )
 
     def _is_not_zero(self, name: str) -> bool:
         """GPTQ's tools write biases of zeros for layers that have none."""

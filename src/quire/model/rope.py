@@ -13,6 +13,7 @@ from quire.weights.errors import CheckpointError
 
 Scaling = Mapping[str, Any]
 _ORIGINAL = "original_max_position_embeddings"
+_FAR = 1 << 24  # beyond the length of any sequence
 
 
 def cos_sin_table(rope: RopeSpec, positions: int) -> torch.Tensor:
@@ -53,9 +54,12 @@ def check_scaling(rope: RopeSpec) -> None:
     if kind not in _SCALINGS:
         raise CheckpointError(f"The rope scaling {kind[:40]!r} is not supported; supported are {', '.join(_SCALINGS)}.")
     try:
-        for length in (1, math.inf):
-            _frequencies(rope, length)
-    except (KeyError, TypeError, ValueError, RuntimeError, ZeroDivisionError) as error:
+        for length in (1, _FAR):
+            frequencies, factor = _frequencies(rope, length)
+            if not bool((frequencies.isfinite() & (frequencies > 0)).all()) or not math.isfinite(factor):
+                raise ValueError("a frequency or a factor is no positive number")
+        stretched(rope, 1)
+    except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise CheckpointError(f"The rope scaling {kind!r} of the model's config lacks or spoils a number.") from error
 
 

@@ -10,11 +10,11 @@ import torch
 
 from quire.ops.backend import Ops, Weight
 from quire.ops.layouts import Dense, Layout
-from quire.quant.gguf import dequantize
+from quire.quant.gguf import check_type, dequantize
 from quire.quant.reader import Reader
 from quire.quant.scheme import to_torch
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError
+from quire.weights.errors import misshapen
 
 
 class Source(Protocol):
@@ -101,6 +101,7 @@ class Headers:
 
     def vector(self, name: str, *shape: int) -> torch.Tensor:
         self._check(name, shape)
+        check_type(name, self._checkpoint.info(name).type)
         self.nbytes += 4 * math.prod(shape)
         return torch.zeros(shape)  # arithmetic on the meta device would import torch._dynamo: a second, and 150 MB
 
@@ -129,6 +130,4 @@ class Headers:
         self.used.add(name)
         info = self._checkpoint.info(name)
         if info.shape != shape:
-            raise CheckpointError(
-                f"The tensor {name} has the shape {list(info.shape)}, but the config calls for {list(shape)}."
-            )
+            raise misshapen(name, info.shape, shape)

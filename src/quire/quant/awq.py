@@ -35,7 +35,7 @@ class AwqScheme:
         }
 
     def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        zeros = unpack_awq(tensors[".qzeros"]).T if self.zero_point else None
+        zeros = unpack_awq(tensors[".qzeros"]).T if ".qzeros" in tensors else None
         q = unpack_awq(tensors[".qweight"]).T.contiguous()
         return grouped(q, tensors[".scales"].T, zeros, 4, Groups.even(inputs, self.group))
 

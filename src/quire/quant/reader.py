@@ -8,11 +8,13 @@ from typing import Protocol
 import torch
 
 from quire.ops.layouts import Dense, Layout
-from quire.quant.gguf import unpack
+from quire.quant.gguf import check_type, unpack
 from quire.quant.scheme import Part, Scheme, to_torch
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError
+from quire.weights.errors import CheckpointError, misshapen
 from quire.weights.tensors import RawTensor, TensorInfo
+
+_CODES = (".qweight", ".weight_packed")  # what quantised modules have in place of a ``.weight``
 
 
 class Reader(Protocol):
@@ -42,7 +44,14 @@ class PlainReader:
         self._checkpoint = checkpoint
 
     def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        name, shape = self._name(module), (outputs, inputs)
+        name, shape, names = self._name(module), (outputs, inputs), self._checkpoint.names()
+        if name in names:
+            check_type(name, self._checkpoint.info(name).type)
+        elif codes := [module + ending for ending in _CODES if module + ending in names]:
+            raise CheckpointError(
+                f"{codes[0]} is of a quantised layer, but config.json has no quantization_config that says how to read "
+                "it; fetch the checkpoint again with the config that belongs to it."
+            )
         return {name: (stack, *shape) if stack > 1 else shape}
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
@@ -51,7 +60,10 @@ class PlainReader:
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         ((name, shape),) = self.tensors(module, outputs, inputs, stack).items()
         raw = self._checkpoint.read(name, shape)
-        layout = unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
+        try:
+            layout = unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
+        except CheckpointError as error:
+            raise CheckpointError(f"{name}: {error}") from None
         self._checkpoint.release(name)
         return layout
 
@@ -82,7 +94,8 @@ class SchemeReader:
         scheme = self._scheme_of(module)
         if scheme is None:
             return self._plain.nbytes(module, outputs, inputs, stack)
-        return sum(self._checked(n, p, stack).nbytes for n, p in self._parts(scheme, module, outputs, inputs))
+        parts = self._parts(scheme, module, outputs, inputs)
+        return sum(part.growth * self._checked(name, part, stack).nbytes for name, part in parts)
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         scheme = self._scheme_of(module)
@@ -117,9 +130,7 @@ class SchemeReader:
     def _checked(self, name: str, part: Part, stack: int) -> TensorInfo:
         info, shape = self._checkpoint.info(name), self._shape(name, part, stack)
         if info.shape != shape:
-            raise CheckpointError(
-                f"The tensor {name} has the shape {list(info.shape)}, but the config calls for {list(shape)}."
-            )
+            raise misshapen(name, info.shape, shape)
         if info.type not in part.types:
             raise CheckpointError(
                 f"The tensor {name} has the type {info.type}, but its quantisation calls for {' or '.join(part.types)}."

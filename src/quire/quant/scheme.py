@@ -30,11 +30,15 @@ FLOATS = ("F16", "BF16", "F32")
 
 @dataclass(frozen=True)
 class Part:
-    """A tensor of a module: the shapes it may have (the first is the usual one) and the types."""
+    """A tensor of a module: the shapes it may have (the first is the usual one) and the types.
+
+    ``growth``: how many times as many bytes as in the file it takes once loaded.
+    """
 
     shapes: tuple[tuple[int, ...], ...]
     types: tuple[str, ...]
     optional: bool = False
+    growth: int = 1
 
 
 def part(*shape: int, types: tuple[str, ...] = FLOATS, optional: bool = False) -> Part:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
-from quire.model.config_reader import UnsupportedVariant
+from quire.model.config_reader import UnsupportedVariant, stored_dtype
 from quire.model.decoder import Decoder
 from quire.model.dummy import DummyLoader
 from quire.model.fallback import FallbackLoader
@@ -78,6 +79,7 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
     with ledger.phase("loading weights"):
         decoder = b.loader.decoder(b.threads, b.memory.max_model_len)
     facts = (b.memory, b.device.slots(config), b.device.step_tokens(config), b.device.kv_dtype(config))
+    _return_free_memory()
     runner: ModelRunner | DeviceRunner
     with ledger.phase("making pages"):
         if b.device.kind == "cpu":
@@ -97,6 +99,13 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
     return runner
 
 
+def _return_free_memory() -> None:
+    """What loading used and freed goes back to the system (glibc keeps it otherwise)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+
+
 def _ops(device: DeviceFacts, threads: int, cpu_activations: str) -> Ops:
     if device.kind == "cpu":
         return backend("cpu", threads=threads, int16_inputs=cpu_activations == "int16")
@@ -111,7 +120,7 @@ def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLo
     except UnsupportedVariant:
         if config.load_format == "dummy" or not checkpoint.path.is_dir():
             raise
-        return FallbackLoader(checkpoint.path, checkpoint.config, ops, config.quantization)
+        return FallbackLoader(checkpoint, ops, config.quantization)
     if config.load_format == "dummy":
-        return DummyLoader(spec, names, ops, config.quantization)
+        return DummyLoader(spec, names, ops, config.quantization, stored_dtype(checkpoint.config))
     return Loader(checkpoint, spec, names, ops, config.quantization)

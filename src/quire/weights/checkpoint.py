@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
-from quire.weights.errors import CheckpointError
+from quire.weights.errors import CheckpointError, misshapen
 from quire.weights.tensors import RawTensor, TensorInfo
 
 
@@ -52,7 +52,10 @@ def lookup(infos: Mapping[str, TensorInfo], file: str, name: str, shape: tuple[i
     """The tensor's entry, checked against the shape that the model needs."""
     info = infos.get(name)
     if info is None:
-        raise CheckpointError(f"{file} lacks the tensor {name}; the file is incomplete or of another architecture.")
+        raise CheckpointError(
+            f"{file} lacks the tensor {name}, which its config calls for: fetch it again, it is incomplete or of "
+            "another architecture."
+        )
     if shape is not None and info.shape != shape:
-        raise CheckpointError(f"{file}: tensor {name} has the shape {list(info.shape)}, the config says {list(shape)}.")
+        raise misshapen(name, info.shape, shape)
     return info

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+FROM_ONE = "take config.json and the weights from one and the same checkpoint"
+
 
 class WeightsError(Exception):
     """One clear sentence for the user: what is wrong with the model, and the cure where there is one."""
@@ -13,3 +15,9 @@ class SourceError(WeightsError):
 
 class CheckpointError(WeightsError):
     """A checkpoint file is corrupt, unsupported, or lacks something."""
+
+
+def misshapen(name: str, actual: tuple[int, ...], wanted: tuple[int, ...]) -> CheckpointError:
+    return CheckpointError(
+        f"The tensor {name} has the shape {list(actual)}, but the config calls for {list(wanted)}; {FROM_ONE}."
+    )

@@ -13,6 +13,7 @@ from quire.weights.tensors import Bytes, TensorInfo, check_layout, map_file, rel
 
 MAX_HEADER = 100_000_000  # the format's own limit
 PREFIX = 8
+_LFS = b"version https://git-lfs"
 
 
 class SafetensorsFile:
@@ -46,8 +47,12 @@ class SafetensorsFile:
 def _header(buffer: mmap.mmap, file: str) -> tuple[int, dict[str, Any]]:
     size = len(buffer)
     length = int.from_bytes(buffer[:PREFIX], "little")
+    if buffer[: len(_LFS)] == _LFS:
+        raise CheckpointError(f"{file} is only Git LFS' pointer to the weights; fetch them with `git lfs pull`.")
     if size < PREFIX or length > min(MAX_HEADER, size - PREFIX):
-        raise CheckpointError(f"{file} is truncated or no safetensors file: its header claims {length} bytes.")
+        raise CheckpointError(
+            f"{file} is truncated or no safetensors file: its header claims {length} bytes; fetch it again."
+        )
     try:
         header = json.loads(buffer[PREFIX : PREFIX + length], object_pairs_hook=_without_duplicates)
     except (ValueError, RecursionError):

@@ -56,7 +56,7 @@ def check_layout(file: str, tensors: list[TensorInfo], start: int, end: int) -> 
         if info.offset < start or info.offset + info.nbytes > end:
             raise CheckpointError(
                 f"{file} is truncated or corrupt: tensor {info.name!r} ends at byte {info.offset + info.nbytes}, "
-                f"the file at {end}."
+                f"the file at {end}; fetch it again."
             )
         if last is not None and info.offset < last.offset + last.nbytes:
             raise CheckpointError(f"{file} is corrupt: tensors {last.name!r} and {info.name!r} overlap.")

@@ -26,7 +26,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 def decoder(c: ConfigReader, attention: Sequence[AttentionSpec], v3: bool) -> DecoderSpec:
     """Dense layers, then layers with experts that are routed as V3 does, or as V2."""
     dense, moe, norm = MlpSpec(c.count("intermediate_size"), c.activation("silu")), _moe(c, v3), llama.norm(c)
-    first = int(c.config.get("first_k_dense_replace") or 0)
+    first = c.count("first_k_dense_replace", 0, least=0)
     layers = tuple(LayerSpec(own, dense if i < first else moe, norm) for i, own in enumerate(attention))
     return c.decoder(str(c.config["model_type"]), layers, norm)
 
@@ -42,13 +42,13 @@ def _attention(c: ConfigReader) -> AttentionSpec:
     rope = c.rope(latent.rotary)
     scaling = dict(rope.scaling)
     mscale = yarn_mscale(_number(scaling, "factor"), _number(scaling, "mscale_all_dim"))
-    bias = bool(c.config.get("attention_bias", False))
+    bias = c.flag("attention_bias")
     return AttentionSpec(
         heads=c.count("num_attention_heads"),
         kv_heads=1,
         head_dim=latent.rotary + latent.rank,
         scale=(latent.plain + latent.rotary) ** -0.5 * mscale**2,
-        rope=RopeSpec(rope.base, latent.rotary, rope.scaling, bool(c.config.get("rope_interleave", True))),
+        rope=RopeSpec(rope.base, latent.rotary, rope.scaling, c.flag("rope_interleave", True)),
         qkv_bias=bias,
         out_bias=bias,
         latent=latent,
@@ -71,18 +71,18 @@ def _moe(c: ConfigReader, v3: bool) -> MoeSpec:
     routing = Routing(
         top_k,
         scoring="sigmoid" if v3 else "softmax",
-        renormalize=v3 and bool(c.config.get("norm_topk_prob", True)),
+        renormalize=v3 and c.flag("norm_topk_prob", True),
         scale=c.number("routed_scaling_factor", 1.0),
         groups=groups,
         top_groups=top_groups,
         group_score=2 if v3 else 1,
     )
-    shared = c.config.get("n_shared_experts")
+    shared = c.count("n_shared_experts", 0, least=0)
     return MoeSpec(
         experts,
         size,
         activation,
         routing,
         correction=v3,
-        shared=MlpSpec(size * c.count("n_shared_experts"), activation) if shared else None,
+        shared=MlpSpec(size * shared, activation) if shared else None,
     )

@@ -27,5 +27,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 def _windows(c: ConfigReader) -> list[int | None]:
     """``sliding_window_pattern``: how many layers a full one comes in, or a letter for each of them (``LLLG``)."""
     pattern = c.config.get("sliding_window_pattern")
-    period = len(pattern) if isinstance(pattern, str) else pattern or 4
+    period = (
+        len(pattern) if isinstance(pattern, str) and pattern else c.count("sliding_window_pattern", 4, least=0) or 4
+    )
     return c.windows(lambda layer: (layer + 1) % period != 0)

@@ -17,7 +17,7 @@ WEIGHTS = WeightMap()
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     mlp = MlpSpec(c.count("intermediate_size"), _activation(c))
-    layer = LayerSpec(llama.attention(c, qkv_bias=bool(config.get("attention_bias", False))), mlp, norm(c))
+    layer = LayerSpec(llama.attention(c, qkv_bias=c.flag("attention_bias")), mlp, norm(c))
     layers = (layer,) * c.count("num_hidden_layers")
     return c.decoder("gemma", layers, norm(c), tied_head=True, embedding_multiplier=c.count("hidden_size") ** 0.5)
 

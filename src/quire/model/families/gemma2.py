@@ -18,7 +18,7 @@ WEIGHTS: WeightMap = gemma3.WEIGHTS
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader({"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, **config})
     attention = replace(
-        llama.attention(c, qkv_bias=bool(config.get("attention_bias", False))),
+        llama.attention(c, qkv_bias=c.flag("attention_bias")),
         scale=c.number("query_pre_attn_scalar", 256) ** -0.5,
         softcap=c.cap("attn_logit_softcapping"),
     )

@@ -21,7 +21,7 @@ WEIGHTS = WeightMap(
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    attention = llama.attention(c, qkv_bias=bool(config.get("attention_bias", True)), out_bias=False)
+    attention = llama.attention(c, qkv_bias=c.flag("attention_bias", True), out_bias=False)
     attention = replace(attention, rope=c.rope(attention.head_dim, partial=0.5, interleaved=True))
     plain = llama.decoder(c, attention)
     if config["model_type"] == "glm":

@@ -42,7 +42,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
         router_bias=True,
         expert_bias=True,
     )
-    norm, bias = llama.norm(c), bool(config.get("attention_bias", True))
+    norm, bias = llama.norm(c), c.flag("attention_bias", True)
     sliding = replace(llama.attention(c, qkv_bias=bias), sinks=True)
     full = replace(sliding, window=None)
     kinds = c.layer_types(default_period=2)

@@ -21,7 +21,7 @@ WEIGHTS = WeightMap()
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    attention = llama.attention(c, qkv_bias=bool(config.get("attention_bias", False)))
+    attention = llama.attention(c, qkv_bias=c.flag("attention_bias"))
     attention = replace(attention, scale=c.number("attention_multiplier", 1.0))
     return multiplied(c, llama.decoder(c, attention))
 

@@ -30,13 +30,13 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
     activation, norm = c.activation("silu"), llama.norm(c)
     attention = llama.attention(c, qkv_bias=c.flag("attention_bias"))
     experts, top_k = c.experts("num_local_experts")
-    shared = config["model_type"] == "granitemoeshared" and bool(config.get("shared_intermediate_size"))
+    shared = c.count("shared_intermediate_size", 0, least=0) if config["model_type"] == "granitemoeshared" else 0
     moe = MoeSpec(
         experts,
         c.count("intermediate_size"),
         activation,
         Routing(top_k, renormalize=True),
-        shared=MlpSpec(c.count("shared_intermediate_size"), activation) if shared else None,
+        shared=MlpSpec(shared, activation) if shared else None,
     )
     layer = LayerSpec(replace(attention, scale=c.number("attention_multiplier", 1.0)), moe, norm)
     plain = c.decoder(str(config["model_type"]), (layer,) * c.count("num_hidden_layers"), norm)

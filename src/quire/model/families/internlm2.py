@@ -27,4 +27,4 @@ WEIGHTS = WeightMap(
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    return llama.decoder(c, llama.attention(c, qkv_bias=bool(config.get("bias", False))))
+    return llama.decoder(c, llama.attention(c, qkv_bias=c.flag("bias")))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from quire.model.config_reader import ConfigReader
+from quire.model.config_reader import ConfigReader, renamed
 from quire.model.families import llama
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
@@ -15,7 +15,5 @@ WEIGHTS = WeightMap()
 
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    bias = bool(config.get("bias", config.get("mlp_bias", False)))
-    qkv_bias = bool(config.get("qkv_bias", config.get("attention_bias", False)))
-    c = ConfigReader({**config, "mlp_bias": bias})
-    return llama.decoder(c, llama.attention(c, qkv_bias, out_bias=bias))
+    c = ConfigReader(renamed(config, mlp_bias="bias", attention_bias="qkv_bias"))
+    return llama.decoder(c, llama.attention(c, c.flag("attention_bias"), out_bias=c.flag("mlp_bias")))

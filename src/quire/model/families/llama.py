@@ -17,7 +17,7 @@ WEIGHTS = WeightMap()
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
     windows = None if config.get("model_type") == "llama" else c.windows()
-    return decoder(c, attention(c, qkv_bias=bool(config.get("attention_bias", False))), windows)
+    return decoder(c, attention(c, qkv_bias=c.flag("attention_bias")), windows)
 
 
 def decoder(
@@ -27,7 +27,7 @@ def decoder(
 
     ``windows``: of each layer; without them all attention is full.
     """
-    mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=bool(c.config.get("mlp_bias", False)))
+    mlp = MlpSpec(c.count("intermediate_size"), c.activation("silu"), bias=c.flag("mlp_bias"))
     layers = tuple(
         LayerSpec(replace(attention, window=window), mlp, norm(c))
         for window in windows or [None] * c.count("num_hidden_layers")

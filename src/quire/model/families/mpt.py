@@ -32,7 +32,7 @@ _NAMES = {
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(renamed(config, **_NAMES))
-    a = ConfigReader(config.get("attn_config") or {})
+    a = ConfigReader(c.fields("attn_config"))
     a.refuse("clip_qkv", "qk_ln", "prefix_lm")
     heads, hidden = c.count("num_attention_heads"), c.count("hidden_size")
     head_dim, norm = hidden // heads, c.layer_norm("layer_norm_epsilon", bias=False)

@@ -20,7 +20,7 @@ WEIGHTS = WeightMap(
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader({"rms_norm_eps": 1e-5, **config})
-    attention = llama.attention(c, bool(config.get("attention_bias", False)), qk_norm=llama.norm(c))
+    attention = llama.attention(c, c.flag("attention_bias"), qk_norm=llama.norm(c))
     attention = replace(attention, qk_norm_over="all")
     windows = c.windows(lambda layer: (layer + 1) % 4 != 0) if config["model_type"] == "olmo3" else None
     plain = llama.decoder(c, attention, windows)

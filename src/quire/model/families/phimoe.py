@@ -30,7 +30,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def _with_attention_factor(config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The scaling of the rotary table under the name that other models have for it."""
-    scaling = config.get("rope_scaling") or {}
+    scaling = ConfigReader(config).fields("rope_scaling")
     short, long = scaling.get("short_mscale"), scaling.get("long_mscale")
     if short != long:
         raise UnsupportedVariant("A short_mscale and a long_mscale that differ are not supported natively.")

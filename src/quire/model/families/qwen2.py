@@ -21,7 +21,7 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def windows(c: ConfigReader) -> list[int | None]:
     """Each layer's window: those after the first ``max_window_layers``, where sliding windows are used at all."""
-    if not c.config.get("use_sliding_window"):
+    if not c.flag("use_sliding_window"):
         return [None] * c.count("num_hidden_layers")
     full = c.count("max_window_layers", 28)
     return c.windows(lambda layer: layer >= full)

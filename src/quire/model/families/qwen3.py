@@ -16,5 +16,5 @@ WEIGHTS = WeightMap()
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    attention = llama.attention(c, bool(config.get("attention_bias", False)), qk_norm=llama.norm(c))
+    attention = llama.attention(c, c.flag("attention_bias"), qk_norm=llama.norm(c))
     return llama.decoder(c, attention, qwen2.windows(c))

@@ -33,8 +33,9 @@ def spec(config: Mapping[str, Any]) -> DecoderSpec:
 
 def _mixers(c: ConfigReader, attention: AttentionSpec, delta: DeltaSpec) -> list[AttentionSpec | DeltaSpec]:
     period, layers = c.count("full_attention_interval", 4), c.count("num_hidden_layers")
-    kinds = c.config.get("layer_types") or ["full_attention" if (i + 1) % period == 0 else "" for i in range(layers)]
-    return [attention if kind == "full_attention" else delta for kind in kinds]
+    if c.config.get("layer_types") is None:
+        return [attention if (i + 1) % period == 0 else delta for i in range(layers)]
+    return [attention if kind == "full_attention" else delta for kind in c.layer_types(default_period=1)]
 
 
 def _feed_forward(c: ConfigReader) -> list[MlpSpec | MoeSpec]:

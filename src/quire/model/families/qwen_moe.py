@@ -19,14 +19,14 @@ WEIGHTS = WeightMap(
 
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
-    if not config.get("use_sliding_window"):
-        config = {**config, "sliding_window": None}
     c = ConfigReader(config)
+    if not c.flag("use_sliding_window"):
+        c = ConfigReader({**config, "sliding_window": None})
     norm, qwen2 = llama.norm(c), config["model_type"] == "qwen2_moe"
     if qwen2:
-        attention = llama.attention(c, qkv_bias=bool(config.get("qkv_bias", True)), out_bias=False)
+        attention = llama.attention(c, qkv_bias=c.flag("qkv_bias", True), out_bias=False)
     else:
-        attention = llama.attention(c, qkv_bias=bool(config.get("attention_bias", False)), qk_norm=norm)
+        attention = llama.attention(c, qkv_bias=c.flag("attention_bias"), qk_norm=norm)
     layers = tuple(LayerSpec(attention, mlp, norm) for mlp in feed_forward(c, shared=qwen2))
     return c.decoder(str(config["model_type"]), layers, norm)
 
@@ -39,11 +39,11 @@ def feed_forward(c: ConfigReader, shared: bool) -> list[MlpSpec | MoeSpec]:
         experts,
         c.count("moe_intermediate_size"),
         activation,
-        Routing(top_k, renormalize=bool(c.config.get("norm_topk_prob", False))),
+        Routing(top_k, renormalize=c.flag("norm_topk_prob")),
         shared=MlpSpec(c.count("shared_expert_intermediate_size"), activation) if shared else None,
         shared_gate=shared,
     )
-    step, dense_only = c.count("decoder_sparse_step", 1), c.config.get("mlp_only_layers") or []
+    step, dense_only = c.count("decoder_sparse_step", 1), c.listed("mlp_only_layers")
     sparse = [(i + 1) % step == 0 and i not in dense_only for i in range(c.count("num_hidden_layers"))]
     dense = None if all(sparse) else MlpSpec(c.count("intermediate_size"), activation)
     return [moe if is_sparse or dense is None else dense for is_sparse in sparse]
