@@ -115,7 +115,8 @@ def test_serve_refuses_a_bad_checkpoint_in_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "lacks the tensor lm_head.weight" in done.stderr
-    assert len(done.stderr.splitlines()) == 1 and not done.stdout
+    first, last = done.stderr.splitlines()
+    assert first.startswith("INFO: Quire") and last.startswith("ERROR:") and not done.stdout
 
 
 def test_the_form_of_the_quick_start() -> None:

@@ -119,7 +119,7 @@ class Processor:
             raise ParameterError("chat_template_kwargs", f"chat_template_kwargs must not set {min(taken)}.")
         rendered = template.render(
             messages,
-            tools,
+            tools=tools,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             **(variables or {}),
