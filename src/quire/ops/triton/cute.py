@@ -64,7 +64,7 @@ def gated_products() -> GatedProducts | None:
 
 @cache
 def _flash_attention_function() -> Callable[..., Any] | None:
-    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
+    _settle_caches()
     try:
         with bare_quack():
             from flash_attn.cute import flash_attn_varlen_func
@@ -77,6 +77,7 @@ def _flash_attention_function() -> Callable[..., Any] | None:
 
 @cache
 def _gated_products() -> GatedProducts | None:
+    _settle_caches()
     try:
         if not version("quack-kernels").startswith(_QUACK):
             log.warning("quack-kernels is not of version %sx, so prompts take longer.", _QUACK)
@@ -93,14 +94,19 @@ def _gated_products() -> GatedProducts | None:
     return GatedProducts(make, cache(GemmConfig))
 
 
+def _settle_caches() -> None:
+    """Both read these when they are imported."""
+    os.environ.setdefault("FLASH_ATTENTION_CUTE_DSL_CACHE_ENABLED", "1")  # on disk: seconds a variant, once
+    for variable, name in _CACHES.items():
+        os.environ.setdefault(variable, str(cache_dir(name)))
+
+
 @contextmanager
 def bare_quack() -> Iterator[None]:
     """Within it ``quack`` and ``quack.blockscaled`` are packages of modules alone, as ``quack.dsl`` sets them up.
 
     Spares an import most of its seconds: the packages themselves import all of their kernels, and ``torch._dynamo``.
     """
-    for variable, name in _CACHES.items():
-        os.environ.setdefault(variable, str(cache_dir(name)))
     bare = [name for name in _BARE if name not in sys.modules]
     try:
         for name in bare:
