@@ -1,7 +1,8 @@
 """Quire on one NVIDIA GPU: the workloads of docs/gpu.md through ``LLM``, with random weights.
 
 Fixed output lengths, temperature 0.6, no tokenizer. Each model is started twice in fresh processes (kernel cache cold,
-then warm); the second one runs the workloads. Writes JSON that benchmarks/results keeps.
+then warm); the second one runs the workloads. Python's byte code is cached before, as pip leaves it (where folders of
+packages can't be written, set PYTHONPYCACHEPREFIX). Writes JSON that benchmarks/results keeps.
 
     python benchmarks/gpu.py --models qwen3-0.6b llama-3.1-8b --result benchmarks/results/gpu.json
     python benchmarks/gpu.py --models qwen3-0.6b --workloads decode1 --repeat 3
@@ -55,6 +56,11 @@ _LLAMA = {
     "eos_token_id": 128001,
 }
 SHAPES: dict[str, dict[str, Any]] = {"qwen3-0.6b": _QWEN3, "llama-3.1-8b": _LLAMA}
+_IMPORT_ALL = """
+import quire.llm, quire.runtime.device_runner
+from quire.ops.triton.cute import flash_attention_function, gated_products
+flash_attention_function(), gated_products()
+"""
 WORKLOADS = {"decode1": 3, "prefill": 3, "prefix": 1, "nano": 1, "sharegpt": 1}  # and how often each runs
 FIGURES = {
     "decode1": "decode1_ms",
@@ -71,6 +77,8 @@ def main() -> int:
         print(json.dumps(run(args.child, args)))
         return 0
     figures: dict[str, Any] = {}
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    subprocess.run([sys.executable, "-W", "ignore", "-c", _IMPORT_ALL], check=True)
     for name in args.models:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / name

@@ -14,7 +14,6 @@ import torch
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
 from quire.model.config_reader import UnsupportedVariant, stored_dtype
-from quire.model.decoder import Decoder
 from quire.model.dummy import DummyLoader
 from quire.model.fallback import FallbackLoader
 from quire.model.families import describe
@@ -91,9 +90,8 @@ def build_runner(config: EngineConfig, progress: Callable[[str], None] = lambda 
     if not isinstance(runner, ModelRunner):
         with ledger.phase("compiling"):
             runner.compile()
-        if isinstance(decoder, Decoder):  # others compute with code that is not ours to capture
-            with ledger.phase("capturing"):
-                runner.capture()
+        with ledger.phase("capturing"):
+            runner.capture()
     runner.phases = ledger.phases
     runner.model_bytes = decoder.nbytes
     return runner

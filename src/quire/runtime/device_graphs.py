@@ -48,12 +48,13 @@ class DeviceGraphs:
     def __init__(self, run: Callable[[StepShape], StepOutput]) -> None:
         self._run = run
         self._graphs: dict[StepShape, _Graph] = {}
+        self._pool: Any = None  # torch has no public name for the type
+        self._stream: torch.cuda.Stream | None = None  # one for all: a pool's memory belongs to it, and cuBLAS's does
 
     def capture(self, shapes: Iterable[StepShape]) -> None:
         """Every kernel must be loaded."""
         torch.cuda.empty_cache()  # the pool can't get what is cached while it captures
-        pool: Any = None  # torch has no public name for the type
-        stream = torch.cuda.Stream()  # one for all: memory of a pool belongs to a stream, and so does cuBLAS's
+        pool, stream = self._pool, self._stream or torch.cuda.Stream()
         for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):  # smaller ones fit into the largest's memory
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.stream(stream):  # torch.cuda.graph would wait for the device and empty caches each time
@@ -65,6 +66,7 @@ class DeviceGraphs:
             pool = pool or graph.pool()
             output = StepOutput(_unclaimed(output.hidden), _unclaimed(output.logits), output.sample)
             self._graphs[shape] = _Graph(graph, output)
+        self._pool, self._stream = pool, stream
 
     def run(self, shape: StepShape) -> StepOutput:
         graph = self._graphs.get(shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 
@@ -11,6 +12,7 @@ from quire.engine.messages import TokenLogprobs
 from quire.engine.plan import Flight, KVGroup, Landed, SlotResult, SlotWork, StepPlan
 from quire.model.decoder import Decoder, Model, Step
 from quire.ops.backend import Ops, Pages
+from quire.ops.triton import ahead
 from quire.ops.triton.launch import compile_only
 from quire.ops.triton.step import commit, prepare
 from quire.runtime.device_graphs import (
@@ -61,38 +63,48 @@ class DeviceRunner:
         self._row_sizes: list[int] = []
 
     def compile(self) -> None:
-        """Compile the kernels of all steps, or read them from the disk: nothing compiles after it."""
-        with torch.inference_mode():
-            self._state.pad_all()
-            with compile_only():
-                self._rehearse()
-            self._rehearse()  # loads kernels and makes handles, which a capture must not
+        """Compile the kernels of all steps, or read them from the disk: nothing compiles after ``capture``."""
+        decode, mixed = self._shapes()
+        with torch.inference_mode(), compile_only():
+            self._state.compile()
+            # In turns, so that threads soon have all kernels to compile.
+            shapes = [shape for turn in zip_longest(decode, mixed) for shape in turn if shape is not None]
+            self._rehearse(shapes)
 
     def capture(self) -> None:
         """Capture graphs of the common sizes, once all is compiled. Until then steps run unpadded, by launches."""
         with torch.inference_mode():
-            self._graphs.capture(self._shapes())
-        self._decode_sizes, self._mixed_sizes = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
-        self._row_sizes = row_sizes(self.slots)
+            self._state.pad_all()
+            for shapes in self._shapes():
+                if not shapes[0].decode:
+                    ahead.finish()
+                self._rehearse(shapes)  # loads kernels and makes handles, which a capture must not
+                if isinstance(self._decoder, Decoder):  # others compute with code that is not ours to capture
+                    self._graphs.capture(shapes)
+        if isinstance(self._decoder, Decoder):
+            self._decode_sizes, self._mixed_sizes = decode_sizes(self.slots), mixed_sizes(self.step_tokens)
+            self._row_sizes = row_sizes(self.slots)
 
-    def _shapes(self) -> list[StepShape]:
+    def _shapes(self) -> tuple[list[StepShape], list[StepShape]]:
+        """Steps of single tokens, and others."""
         decode, mixed, rows = decode_sizes(self.slots), mixed_sizes(self.step_tokens), row_sizes(self.slots)
-        return [
-            *(StepShape(n, n, decode=True) for n in decode),
-            *(StepShape(n, n, decode=True, shared=True) for n in decode if n >= _MIN_SHARED_ROWS),
-            *(StepShape(n, r, decode=False) for n in mixed for r in rows if r <= max(n, rows[0])),
-        ]
+        shared = (False, True)
+        return (
+            [StepShape(n, n, True, s) for n in decode for s in shared if n >= _MIN_SHARED_ROWS or not s],
+            [StepShape(n, r, False) for n in mixed for r in rows if r <= max(n, rows[0])],
+        )
 
-    def _rehearse(self) -> None:
+    def _rehearse(self, shapes: Sequence[StepShape]) -> None:
         """A step of each shape, through one layer of each kind."""
         decoder, pages = self._decoder, self._pages
         if isinstance(decoder, Decoder):
             decoder, layers = decoder.thin()
             pages = [pages[i] for i in layers]
-        for shape in self._shapes():
+        for i, shape in enumerate(shapes):
             output = self._compute(shape, decoder, pages)
             self._finish(output, shape.rows, None if shape.decode else [], {})
-        self._ops.sample(output.logits.float(), output.sample)  # as logits come that a request edits
+            if i == 0:
+                self._ops.sample(output.logits.float(), output.sample)  # as logits come that a request edits
 
     def submit(self, plan: StepPlan) -> Flight:
         with torch.inference_mode():

@@ -185,6 +185,10 @@ class DeviceState:
         self._put_changed("token_row", np.full(slots, -1, np.int32))
         self.flush()
 
+    def compile(self) -> None:
+        """What ``flush`` launches, within ``compile_only``."""
+        scatter(self._memory, 1, self._memory)
+
     def advance(self, work: Sequence[SlotWork]) -> None:
         """The step is on its way: the host counts along."""
         for w in work:

@@ -9,7 +9,6 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from threading import Lock, Thread
@@ -19,19 +18,13 @@ from typing import Any
 import torch
 
 from quire.config.paths import cache_dir
+from quire.ops.triton import ahead
 
 log = logging.getLogger("quire.ops")
 
 # Not below /tmp, as by default: what is found there is run.
 _CACHES = {"FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash-attention", "QUACK_CACHE_DIR": "quack"}
-
-
-@dataclass(frozen=True)
-class GatedProducts:
-    """``product``: of a gated activation, by its name in ``quack``. ``tiles``: makes its ``config``."""
-
-    product: Callable[[str], Any]
-    tiles: Callable[..., Any]
+_USERS = {"flash": "flash-attention", "gated": "quack"}  # modules of ours
 
 
 @cache
@@ -40,9 +33,15 @@ def hopper(device: torch.device) -> bool:
     return device.type == "cuda" and torch.cuda.get_device_capability(device)[0] in (9, 10, 11)
 
 
-def import_early() -> None:
-    """Begin the imports, which take seconds, beside whatever comes."""
+def start_early(device: torch.device) -> None:
+    """Begin the imports, which take seconds, beside whatever comes, and compilers where nothing was compiled yet."""
+    if flash_attention_is_there():
+        ahead.start(device, _USERS)
     Thread(target=lambda: (flash_attention_function(), gated_products()), daemon=True).start()
+
+
+def flash_attention_is_there() -> bool:
+    return importlib.util.find_spec("flash_attn") is not None and importlib.util.find_spec("quack") is not None
 
 
 _QUACK = "0.6."  # whose epilogues are known; their interface is not a settled one
@@ -56,8 +55,8 @@ def flash_attention_function() -> Callable[..., Any] | None:
         return _flash_attention_function()
 
 
-def gated_products() -> GatedProducts | None:
-    """None where they cannot be imported."""
+def gated_products() -> Callable[[str], Any] | None:
+    """Makes the product of a gated activation, by its name in ``quack``. None where that cannot be imported."""
     with _import:
         return _gated_products()
 
@@ -76,7 +75,7 @@ def _flash_attention_function() -> Callable[..., Any] | None:
 
 
 @cache
-def _gated_products() -> GatedProducts | None:
+def _gated_products() -> Callable[[str], Any] | None:
     _settle_caches()
     try:
         if not version("quack-kernels").startswith(_QUACK):
@@ -84,14 +83,12 @@ def _gated_products() -> GatedProducts | None:
             return None
         with bare_quack():
             from quack.epilogue.library import linear_act_mod
-            from quack.gemm_config import GemmConfig
     except PackageNotFoundError:
         return None
     except ImportError as error:
         log.warning("The fused products of quack cannot be imported, so prompts take longer: %s", error)
         return None
-    make = cache(lambda name: linear_act_mod(name, gated=True, has_c=False, has_rowvec=False, has_colvec=False))
-    return GatedProducts(make, cache(GemmConfig))
+    return cache(lambda name: linear_act_mod(name, gated=True, has_c=False, has_rowvec=False, has_colvec=False))
 
 
 def _settle_caches() -> None:

@@ -18,8 +18,9 @@ from __future__ import annotations
 import torch
 
 from quire.ops.backend import AttentionStep
+from quire.ops.triton.ahead import compiled_apart
 from quire.ops.triton.cute import flash_attention_function, hopper
-from quire.ops.triton.pages import TritonPages
+from quire.ops.triton.pages import TritonPages, new_pages
 
 _HALF = (torch.float16, torch.bfloat16)
 _QUERIES = 512  # an upper bound serves, and below a tile's rows another variant would be compiled
@@ -50,6 +51,18 @@ def flash_attention(
     sinks: torch.Tensor | None,
 ) -> torch.Tensor:
     """As ``Ops.attention``; raises ``RuntimeError`` where FlashAttention-4 is not there."""
+    if compiled_apart(
+        "flash",
+        dtype=str(q.dtype).removeprefix("torch."),
+        heads=heads,
+        kv_heads=pages.k.shape[2],
+        head_dim=head_dim,
+        page_size=pages.page_size,
+        window=window,
+        softcap=softcap,
+        sinks=None if sinks is None else str(sinks.dtype).removeprefix("torch."),
+    ):
+        return torch.empty_like(q)
     function = flash_attention_function()
     if function is None:
         raise RuntimeError("FlashAttention-4 is not installed: pip install flash-attn-4")
@@ -69,3 +82,34 @@ def flash_attention(
     )
     out: torch.Tensor = result[0] if isinstance(result, tuple) else result
     return out.view(q.shape[0], heads * head_dim)
+
+
+def prepare() -> None:
+    flash_attention_function()
+
+
+def compile_variant(
+    dtype: str,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    page_size: int,
+    window: int | None,
+    softcap: float | None,
+    sinks: str | None,
+) -> None:
+    """Compile what ``flash_attention`` takes for such a case, on fake tensors."""
+    cuda, kind = torch.device("cuda"), getattr(torch, dtype)
+    one, two, table = (torch.zeros(shape, dtype=torch.int32, device=cuda) for shape in (1, 2, (1, 2)))
+    step = AttentionStep(two, two, two, one, table, page_size, _QUERIES)
+    flash_attention(
+        torch.zeros(_QUERIES, heads * head_dim, dtype=kind, device=cuda),
+        new_pages(2, page_size, kv_heads, head_dim, kind, cuda),
+        step,
+        heads,
+        head_dim,
+        1.0,
+        window,
+        softcap,
+        torch.zeros(heads, dtype=getattr(torch, sinks), device=cuda) if sinks else None,
+    )

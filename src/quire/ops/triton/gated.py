@@ -13,9 +13,11 @@ from __future__ import annotations
 
 import logging
 from functools import cache
+from typing import Any
 
 import torch
 
+from quire.ops.triton.ahead import compiled_apart
 from quire.ops.triton.cute import bare_quack, gated_products, hopper
 
 log = logging.getLogger("quire.ops")
@@ -23,7 +25,7 @@ log = logging.getLogger("quire.ops")
 MIN_ROWS = 1024  # with fewer, cuBLAS and the activation are as fast
 _NAMES = {"silu": "swiglu", "gelu_tanh": "geglu", "relu": "reglu"}
 # The best on the whole for both shapes above, of five that were tried.
-_TILES = {"tile_m": 256, "tile_n": 192, "pingpong": False, "cluster_m": 2, "is_dynamic_persistent": False}
+_TILES = {"tile_M": 256, "tile_N": 192, "cluster_M": 2, "cluster_N": 1}
 
 
 def takes(x: torch.Tensor, outputs: int, activation: str) -> bool:
@@ -35,8 +37,12 @@ def takes(x: torch.Tensor, outputs: int, activation: str) -> bool:
         and x.shape[1] % 8 == 0
         and outputs % 16 == 0
         and hopper(x.device)
-        and _works(x.device, x.dtype, activation)
+        and (_apart(x.dtype, activation) or _works(x.device, x.dtype, activation))
     )
+
+
+def _apart(dtype: torch.dtype, activation: str) -> bool:
+    return compiled_apart("gated", dtype=str(dtype).removeprefix("torch."), activation=activation)
 
 
 @cache
@@ -55,19 +61,31 @@ def _works(device: torch.device, dtype: torch.dtype, activation: str) -> bool:
 
 def gated_linear(x: torch.Tensor, matrix: torch.Tensor, activation: str) -> torch.Tensor:
     """``act(gate) * up`` of the halves of ``x [T, K] @ matrix.T``, ``matrix [2F, K]``: ``[T, F]``."""
+    out = torch.empty(x.shape[0], matrix.shape[0] // 2, dtype=x.dtype, device=x.device)
+    if _apart(x.dtype, activation):
+        return out
+    _gemm(x.contiguous(), matrix, out, activation)
+    return out
+
+
+def _gemm(x: torch.Tensor, matrix: torch.Tensor, out: torch.Tensor, activation: str, **options: Any) -> None:
     products = gated_products()
     if products is None:
         raise RuntimeError("quack is not installed: pip install quack-kernels")
-    out = torch.empty(x.shape[0], matrix.shape[0] // 2, dtype=x.dtype, device=x.device)
-    product = products.product(_NAMES[activation])
     with bare_quack():
-        product(
-            x.contiguous(),
-            matrix.t(),
-            out={"mAuxOut": out},
-            store_d=False,
-            config=products.tiles(**_TILES),
-            tuned=False,
-            concat_layout=("B",),
+        products(_NAMES[activation]).gemm(
+            x, matrix, None, epi_args={"mAuxOut": out}, concat_layout=("B",), **_TILES, **options
         )
-    return out
+
+
+def prepare() -> None:
+    gated_products()
+
+
+def compile_variant(dtype: str, activation: str) -> None:
+    """Compile what ``gated_linear`` takes for such a case, on fake tensors."""
+    x, matrix, out = (
+        torch.zeros(shape, dtype=getattr(torch, dtype), device="cuda")
+        for shape in ((MIN_ROWS, 64), (208, 64), (MIN_ROWS, 104))
+    )
+    _gemm(x, matrix, out, activation, _launch=False)

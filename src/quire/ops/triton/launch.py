@@ -50,6 +50,11 @@ def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> No
         compiled[id(future)] = future
 
 
+def compiling() -> bool:
+    """Whether this is within ``compile_only``."""
+    return _compiled.get() is not None
+
+
 @contextmanager
 def compile_only() -> Iterator[None]:
     """Within it launches compile and do no more, all at the same time; at its end all are done and loaded.

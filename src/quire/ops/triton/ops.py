@@ -90,7 +90,7 @@ class TritonOps:
         if self.device.type == "cuda":
             self._processors = torch.cuda.get_device_properties(self.device).multi_processor_count
             if cute.hopper(self.device):
-                cute.import_early()
+                cute.start_early(self.device)
             self._has_fp8 = torch.cuda.get_device_capability(self.device) >= (8, 9)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Callable[[], torch.Tensor] | None:
