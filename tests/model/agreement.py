@@ -23,7 +23,8 @@ def random_model(settings: Mapping[str, Any], path: Path) -> Any:
     settings = dict(settings)
     attention = settings.pop("attention", "eager")
     config = AutoConfig.for_model(settings.pop("model_type"), **settings)
-    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention).eval()
+    how = {"attn_implementation": attention, "experts_implementation": "eager"}  # others need aligned sizes on a GPU
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, **how).eval()
     with torch.no_grad():
         for parameter in model.parameters():  # biases and norms start as constants, which would hide mistakes
             parameter.normal_(1.0 if parameter.dim() == 1 else 0.0, 0.1)

@@ -2,7 +2,8 @@
 
 It takes seconds a kernel and holds the interpreter's lock, so Triton's kernels would wait for it. Such a process sees
 no GPU. It imports what it needs while the model is still being loaded, compiles what it is asked for, and leaves that
-in the cache on disk of FlashAttention-4 or ``quack``, from which this process takes it.
+in the cache on disk of FlashAttention-4 or ``quack``, from which this process takes it. Stamps in Quire's own cache
+tell what was compiled before.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ import os
 import subprocess
 import sys
 from contextlib import suppress
+from hashlib import sha256
 from importlib import import_module
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,70 +24,87 @@ import torch
 from quire.config.paths import cache_dir
 from quire.ops.triton.launch import compiling
 
+_PACKAGES = {"flash": "flash-attn-4", "gated": "quack-kernels"}  # a module of ours, and whose kernels it launches
 _LIMIT_S = 120.0
-_processes: dict[str, _Compiler] = {}
+_compilers: dict[str, _Compiler] = {}
 
 
 class _Compiler:
-    """``kind``: the module of ``quire.ops.triton`` whose ``compile_variant`` the process calls."""
+    """``kind``: the module whose ``compile_variant`` the process calls."""
 
-    def __init__(self, kind: str, environment: dict[str, str]) -> None:
-        self._asked: set[str] = set()
+    def __init__(self, kind: str, device: torch.device) -> None:
+        properties = torch.cuda.get_device_properties(device)
+        arch = f"{properties.major}{properties.minor}"
+        self._kind = kind
+        self._asked: set[Path] = set()
+        self._process: subprocess.Popen[str] | None = None
+        self._stamps = cache_dir("compiled") / f"{kind}-{version(_PACKAGES[kind])}-sm_{arch}"
+        self._environment = {
+            "CUDA_VISIBLE_DEVICES": "",
+            "CUTE_DSL_ARCH": f"sm_{arch}a",
+            "FLASH_ATTENTION_ARCH": f"sm_{arch}a",
+            "FLASH_ATTENTION_NUM_SMS": str(properties.multi_processor_count),
+            "QUACK_ARCH": arch,
+            "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        }
+        if not self._stamps.exists():  # there will be something to compile
+            self._start()
+
+    def _start(self) -> subprocess.Popen[str]:
         self._process = subprocess.Popen(
-            [sys.executable, "-c", f"from {__name__} import main; main({kind!r})"],
-            env=os.environ | environment,
+            [sys.executable, "-c", f"from {__name__} import main; main({self._kind!r})"],
+            env=os.environ | self._environment,
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             text=True,
         )
+        return self._process
 
-    def ask(self, variant: str) -> None:
-        if variant in self._asked or self._process.stdin is None:
-            return
-        self._asked.add(variant)
-        with suppress(BrokenPipeError):
-            self._process.stdin.write(variant + "\n")
-            self._process.stdin.flush()
+    def compiles(self, variant: str) -> bool:
+        """Whether the process does, because no earlier one did."""
+        stamp = self._stamps / sha256(variant.encode()).hexdigest()
+        if stamp in self._asked:
+            return True
+        if stamp.exists():
+            return False
+        process = self._process or self._start()
+        self._asked.add(stamp)
+        if process.stdin is not None:
+            with suppress(BrokenPipeError):
+                process.stdin.write(variant + "\n")
+                process.stdin.flush()
+        return True
 
     def finish(self) -> None:
-        if not self._asked:
-            self._process.kill()
-        with suppress(subprocess.TimeoutExpired):
-            self._process.communicate(timeout=_LIMIT_S)
+        if self._process is None:
+            return
+        if self._asked:
+            with suppress(subprocess.TimeoutExpired):
+                self._process.communicate(timeout=_LIMIT_S)
         self._process.kill()
+        self._process.communicate()
+        self._stamps.mkdir(parents=True, exist_ok=True)
+        for stamp in self._asked:
+            stamp.touch()
 
 
-def start(device: torch.device, caches: dict[str, str]) -> None:
-    """Start a process for each kind whose cache (``caches``: kind to folder) is still empty, on a GPU."""
-    properties = torch.cuda.get_device_properties(device)
-    arch = f"sm_{properties.major}{properties.minor}a"
-    environment = {
-        "CUDA_VISIBLE_DEVICES": "",
-        "CUTE_DSL_ARCH": arch,
-        "FLASH_ATTENTION_ARCH": arch,
-        "FLASH_ATTENTION_NUM_SMS": str(properties.multi_processor_count),
-        "QUACK_ARCH": f"{properties.major}{properties.minor}",
-        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-    }
-    for kind, folder in caches.items():
-        if kind not in _processes and not any(cache_dir(folder).rglob("*.o")):
-            _processes[kind] = _Compiler(kind, environment)
+def start(device: torch.device) -> None:
+    """Have variants compiled apart from now on, for this GPU."""
+    for kind in _PACKAGES:
+        with suppress(PackageNotFoundError):
+            _compilers[kind] = _compilers.get(kind) or _Compiler(kind, device)
 
 
 def compiled_apart(kind: str, **variant: Any) -> bool:
     """Within ``compile_only``: whether a process compiles the variant, so that the caller need not."""
-    process = _processes.get(kind)
-    if process is None or not compiling():
-        return False
-    process.ask(json.dumps(variant))
-    return True
+    return compiling() and kind in _compilers and _compilers[kind].compiles(json.dumps(variant))
 
 
 def finish() -> None:
     """Wait for all that was asked for. What could not be compiled, its first call here does, or says why not."""
-    while _processes:
-        _processes.popitem()[1].finish()
+    while _compilers:
+        _compilers.popitem()[1].finish()
 
 
 def main(kind: str) -> None:

@@ -24,7 +24,6 @@ log = logging.getLogger("quire.ops")
 
 # Not below /tmp, as by default: what is found there is run.
 _CACHES = {"FLASH_ATTENTION_CUTE_DSL_CACHE_DIR": "flash-attention", "QUACK_CACHE_DIR": "quack"}
-_USERS = {"flash": "flash-attention", "gated": "quack"}  # modules of ours
 
 
 @cache
@@ -34,14 +33,10 @@ def hopper(device: torch.device) -> bool:
 
 
 def start_early(device: torch.device) -> None:
-    """Begin the imports, which take seconds, beside whatever comes, and compilers where nothing was compiled yet."""
-    if flash_attention_is_there():
-        ahead.start(device, _USERS)
+    """Begin the imports, which take seconds, beside whatever comes, and the compilers."""
+    if all(importlib.util.find_spec(name) for name in ("flash_attn", "quack")):
+        ahead.start(device)
     Thread(target=lambda: (flash_attention_function(), gated_products()), daemon=True).start()
-
-
-def flash_attention_is_there() -> bool:
-    return importlib.util.find_spec("flash_attn") is not None and importlib.util.find_spec("quack") is not None
 
 
 _QUACK = "0.6."  # whose epilogues are known; their interface is not a settled one

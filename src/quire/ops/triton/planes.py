@@ -17,7 +17,7 @@ from quire.ops.triton.narrow import PlanesWeight
 from quire.ops.triton.search import owner_of
 from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
 
-_MANY_OUTPUTS = 16384
+_MANY_OUTPUTS, _DEEP = 16384, 8192
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
@@ -480,7 +480,8 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
     if weight.table is not None:  # a look-up takes more registers
         return Tiles(block_m, 64, splits_for(triton.cdiv(n, 64), blocks, 900), 4, 3)
     if block_m == 8 and n < _MANY_OUTPUTS:
-        return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 528), 4, 3)
+        deep = k >= _DEEP
+        return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 528 if deep else 800), *((4, 3) if deep else (2, 2)))
     if block_m == 16 and n >= _MANY_OUTPUTS:
         return Tiles(16, 64, 1, 2, 4)
     if block_m == 64:
