@@ -13,8 +13,9 @@ from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Ch
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}  # bits of each plane, the lowest first
 _WORDS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
-_WIDTHS = (32, 16)
-_WASTE = 1.03  # of inputs, that a wider word may add
+# Input of each field of a block's words [16, 8]: thread j % 4 holds it in the left operand of a product. Pairs of
+# neighbours, 8 apart; a pair's second is four fields on.
+FIELDS = [[32 * (j // 4) + 16 * (f % 4 // 2) + 8 * (f % 2) + 2 * (j % 4) + f // 4 for f in range(8)] for j in range(16)]
 _MAGIC = {torch.bfloat16: (0x4300, 128.0), torch.float16: (0x6400, 1024.0), torch.float32: (0, 0.0)}
 BLOCK = 256  # inputs at most that kernels take between two looks at the scales
 MIN_GROUP = 16  # the least inputs of a product on the tensor cores
@@ -31,7 +32,6 @@ class PlanesWeight:
     magic: tuple[int, float]  # bits and value of the float that a field is added to
     base: float  # what is taken off that sum, where a constant is
     group: int
-    width: int
     planes: tuple[torch.Tensor, ...]
     meta: torch.Tensor  # [groups, N]: pairs of (scale, zero or minimum) in the dtype of activations
     table: torch.Tensor | None = None  # [16] float32
@@ -78,7 +78,7 @@ NarrowWeight = PlanesWeight | OctetsWeight
 def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
     """Matrices as one weight, their outputs one after another; ``None`` where they differ in more than numbers."""
     first = parts[0]
-    kinds = {(p.shape, p.bits, p.kind, p.base, p.group, p.width, p.order is None) for p in parts}
+    kinds = {(p.shape, p.bits, p.kind, p.base, p.group, p.order is None) for p in parts}
     tables = [p.table for p in parts if p.table is not None]
     if len(kinds) > 1 or first.order is not None or any(not torch.equal(t, tables[0]) for t in tables):
         return None
@@ -125,9 +125,9 @@ def _grouped(layout: GroupedInt, dtype: torch.dtype) -> PlanesWeight | None:
     else:
         base, kind = layout.zero + magic[1], MINIMUM.value
         second = torch.zeros_like(layout.scale) if layout.minimum is None else layout.minimum
-    width, planes = _planes(layout.q, layout.bits, group)
-    meta = _meta(layout.scale, second, dtype, copies, -(-k // (8 * width)) * 8 * width // group)
-    return PlanesWeight((n, k), layout.bits, kind, magic, base, group, width, planes, meta, order=layout.order)
+    planes = _planes(layout.q, layout.bits)
+    meta = _meta(layout.scale, second, dtype, copies, _groups(k, group))
+    return PlanesWeight((n, k), layout.bits, kind, magic, base, group, planes, meta, order=layout.order)
 
 
 def _codebook(layout: Codebook, dtype: torch.dtype) -> PlanesWeight | None:
@@ -137,35 +137,36 @@ def _codebook(layout: Codebook, dtype: torch.dtype) -> PlanesWeight | None:
     group = kernel_group(layout.group)
     if group < MIN_GROUP:
         return None
-    width, planes = _planes(layout.q, 4, group)
+    planes = _planes(layout.q, 4)
     scale = layout.float_scale
-    groups = -(-k // (8 * width)) * 8 * width // group
-    meta = _meta(scale, torch.zeros_like(scale), dtype, layout.group // group, groups)
+    meta = _meta(scale, torch.zeros_like(scale), dtype, layout.group // group, _groups(k, group))
     table_bytes = None
     if dtype.itemsize == 2:
         halves = layout.table.to(dtype).view(torch.uint8).view(16, 2)
         table_bytes = halves.T.contiguous().view(torch.int32).flatten()
     table = layout.table.float()
-    return PlanesWeight((n, k), 4, TABLE.value, _MAGIC[dtype], 0.0, group, width, planes, meta, table, table_bytes)
+    return PlanesWeight((n, k), 4, TABLE.value, _MAGIC[dtype], 0.0, group, planes, meta, table, table_bytes)
 
 
-def _planes(q: torch.Tensor, bits: int, group: int) -> tuple[int, tuple[torch.Tensor, ...]]:
-    """WIDTH and the planes of ``q [N, K] uint8``."""
+def _planes(q: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
+    """The planes of ``q [N, K] uint8``."""
     n, k = q.shape
-    padded = {w: -(-k // (8 * w)) * 8 * w for w in _WIDTHS if group % w == 0}
-    width = next(w for w in padded if padded[w] <= min(padded.values()) * _WASTE)
-    if padded[width] != k:
-        q = torch.nn.functional.pad(q, (0, padded[width] - k))
-    blocks = q.view(n, -1, 8, width).transpose(0, 1)  # [blocks, N, field, word]
+    q = torch.nn.functional.pad(q, (0, -k % 128))
+    blocks = q.view(n, -1, 128).transpose(0, 1)[:, :, torch.tensor(FIELDS, device=q.device)]  # [blocks, N, word, field]
     planes, low = [], 0
     for size in _PLANES[bits]:
-        words = torch.zeros((blocks.shape[0], n, width), dtype=_WORDS[size], device=q.device)
+        words = torch.zeros(blocks.shape[:3], dtype=_WORDS[size], device=q.device)
         for i in range(8):
-            part = (blocks[:, :, i] >> low) & ((1 << size) - 1)
+            part = (blocks[..., i] >> low) & ((1 << size) - 1)
             words |= (part.to(torch.int32) << (size * i)).to(words.dtype)
         planes.append(words)
         low += size
-    return width, tuple(planes)
+    return tuple(planes)
+
+
+def _groups(k: int, group: int) -> int:
+    """Of all blocks of k inputs."""
+    return -(-(k + -k % 128) // group)
 
 
 def _meta(scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int) -> torch.Tensor:

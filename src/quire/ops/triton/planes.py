@@ -1,12 +1,14 @@
 """Products with weights of 2 to 6 bits and with 4-bit codes, which widen in registers on their way to the tensor cores.
 
-Block b of ``8 * WIDTH`` inputs of output n lies at ``[b, n]`` of up to three planes: 4, 2 and 1 bits of each number, in
-words of 32, 16 and 8 bits. Field i of word j belongs to input ``8 * WIDTH * b + WIDTH * i + j``: the same field of all
-words is a matrix that a ``dot`` takes as it is, and a block of outputs is one stretch of memory. Weights are the left
-operand, so that they stay in registers.
+Block b of ``BLOCK`` inputs of output n lies at ``[b, n]`` of up to three planes: 4, 2 and 1 bits of each number, in 16
+words of 32, 16 and 8 bits. The order in a block is that in which threads hold the left operand of a product, a word to
+a thread (``narrow.FIELDS``): a word's fields widen to registers that the tensor cores take as they are, and the tile of
+inputs keeps its own order. So products run on while the next block's weights widen.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 import triton
@@ -19,63 +21,67 @@ from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefe
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
+WORDS, BLOCK = tl.constexpr(16), tl.constexpr(128)  # of a block: words in a plane, and inputs
+_PAIRS = ",".join(["=h"] * 8)
 
 
-def _nibbles(magic: int) -> str:
-    """PTX: the 4-bit fields of two neighbouring words, each a pair of 16-bit floats ``base + field``."""
-    lines = ["{ .reg .b32 half, t;"]
-    for i in range(8):
-        if i % 4 == 0:
-            lines.append(f"prmt.b32 half, $8, $9, 0x{'7632' if i else '5410'};")
-        source = "half"
-        if i % 4:
-            lines.append(f"shr.u32 t, half, {4 * (i % 4)};")
+@cache
+def _widen(kind: int, brain: bool, scaled: bool) -> tuple[str, str]:
+    """PTX and its registers: the eight 4-bit fields of word $8, as weights in 16 bits.
+
+    A pair of fields becomes a pair of floats ``base + field`` when the bits of a mantissa are set. $9 and $10: scale
+    and zero (or minimum) of the first pairs, twice in a register; $11 and $12: of the others.
+    """
+    dtype = "bf16x2" if brain else "f16x2"
+    magic, base = ("4300", "4300") if brain else ("6400", "6400")
+    lines = ["{ .reg .b32 t, a;"]
+    for pair in range(4):
+        source = "$8"
+        if pair:
+            lines.append(f"shr.u32 t, $8, {4 * pair};")
             source = "t"
-        lines.append(f"lop3.b32 ${i}, {source}, 0x000F000F, 0x{magic:04X}{magic:04X}, 0xEA;")
-    return "\n".join([*lines, "}"])
+        lines.append(f"lop3.b32 a, {source}, 0x000F000F, 0x{magic}{magic}, 0xEA;")
+        scale, second = ("$9", "$10") if pair < 2 else ("$11", "$12")
+        if scaled and kind == ZERO.value:
+            lines += [f"sub.rn.{dtype} a, a, {second};", f"mul.rn.{dtype} a, a, {scale};"]
+        elif scaled:
+            lines += [f"mov.b32 t, 0x{base}{base};", f"sub.rn.{dtype} a, a, t;"]
+            lines.append(f"fma.rn.{dtype} a, a, {scale}, {second};")
+        lines.append(f"mov.b32 {{${pair}, ${pair + 4}}}, a;")
+    return "\n".join([*lines, "}"]), _PAIRS + ",r,r,r,r,r"
 
 
-def _lookups() -> str:
-    """PTX: the same fields as entries of a table, whose bytes come in $10 to $25: low ones, then high ones.
+@cache
+def _look_up(brain: bool) -> tuple[str, str]:
+    """PTX and its registers: as ``_widen``, but fields are entries of a table, whose bytes come in $13 to $20: those of
+    low bytes, then those of high ones.
 
     A ``prmt`` looks up four fields in half of a table of bytes, by three bits of each; the fourth chooses the half.
     """
-    lines = ["{ .reg .b32 word, low, choice, a, b, l, h, " + ", ".join(f"p{i}, q{i}" for i in range(4)) + ";"]
-    for element, name in ((8, "p"), (9, "q")):
-        for half in range(2):
-            lines.append(f"shr.u32 word, ${element}, {16 * half};")
-            lines.append("and.b32 low, word, 0x7777;")
-            lines.append("shr.u32 choice, word, 1;")
-            lines.append("lop3.b32 choice, choice, 0x4444, 0x3210, 0xEA;")
-            for byte, target in enumerate("lh"):
-                # Scalars come twice, once for each element: every other operand will do.
-                t = [f"${10 + 2 * (4 * byte + i)}" for i in range(4)]
-                lines.append(f"prmt.b32 a, {t[0]}, {t[1]}, low;")
-                lines.append(f"prmt.b32 b, {t[2]}, {t[3]}, low;")
-                lines.append(f"prmt.b32 {target}, a, b, choice;")
-            lines.append(f"prmt.b32 {name}{2 * half}, l, h, 0x5140;")
-            lines.append(f"prmt.b32 {name}{2 * half + 1}, l, h, 0x7362;")
-    for i in range(4):
-        lines.append(f"prmt.b32 ${2 * i}, p{i}, q{i}, 0x5410;")
-        lines.append(f"prmt.b32 ${2 * i + 1}, p{i}, q{i}, 0x7632;")
-    return "\n".join([*lines, "}"])
-
-
-_EIGHT = ",".join(["=r"] * 8)
-_NIBBLES_BF16, _NIBBLES_FP16 = tl.constexpr(_nibbles(0x4300)), tl.constexpr(_nibbles(0x6400))
-_LOOKUPS = tl.constexpr(_lookups())
-_NIBBLES_REGS = tl.constexpr(_EIGHT + ",r,r")
-_LOOKUPS_REGS = tl.constexpr(_EIGHT + ",r" * 18)
-_AFFINE_REGS = tl.constexpr("=r,r,r,r,r")
-_AFFINE_BF16 = tl.constexpr("{ .reg .b32 t; sub.rn.bf16x2 t, $1, $2; fma.rn.bf16x2 $0, t, $3, $4; }")
-_AFFINE_FP16 = tl.constexpr("{ .reg .b32 t; sub.rn.f16x2 t, $1, $2; fma.rn.f16x2 $0, t, $3, $4; }")
-_SCALED_REGS = tl.constexpr("=r,r,r,r")
-_SCALED_BF16 = tl.constexpr("{ .reg .b32 t; sub.rn.bf16x2 t, $1, $2; mul.rn.bf16x2 $0, t, $3; }")
-_SCALED_FP16 = tl.constexpr("{ .reg .b32 t; sub.rn.f16x2 t, $1, $2; mul.rn.f16x2 $0, t, $3; }")
+    dtype = "bf16x2" if brain else "f16x2"
+    lines = ["{ .reg .b32 word, low, choice, a, b, l, h, p0, p1, q0, q1;"]
+    for half, name in enumerate("pq"):
+        lines.append(f"shr.u32 word, $8, {16 * half};")
+        lines.append("and.b32 low, word, 0x7777;")
+        lines.append("shr.u32 choice, word, 1;")
+        lines.append("lop3.b32 choice, choice, 0x4444, 0x3210, 0xEA;")
+        for byte, target in enumerate("lh"):
+            t = [f"${13 + 4 * byte + i}" for i in range(4)]
+            lines.append(f"prmt.b32 a, {t[0]}, {t[1]}, low;")
+            lines.append(f"prmt.b32 b, {t[2]}, {t[3]}, low;")
+            lines.append(f"prmt.b32 {target}, a, b, choice;")
+        lines.append(f"prmt.b32 {name}0, l, h, 0x5140;")
+        lines.append(f"prmt.b32 {name}1, l, h, 0x7362;")
+    for pair in range(4):
+        scale = "$9" if pair < 2 else "$11"
+        lines.append(f"prmt.b32 a, p{pair // 2}, q{pair // 2}, 0x{'7632' if pair % 2 else '5410'};")
+        lines.append(f"mul.rn.{dtype} a, a, {scale};")
+        lines.append(f"mov.b32 {{${pair}, ${pair + 4}}}, a;")
+    return "\n".join([*lines, "}"]), _PAIRS + ",r" * 13
 
 
 @triton.jit
-def _fields(plane4, plane2, plane1, FIELD: tl.constexpr, BITS: tl.constexpr):
+def _field(plane4, plane2, plane1, FIELD: tl.constexpr, BITS: tl.constexpr):
     """One field of all words."""
     if BITS == 4:
         return (plane4 >> (4 * FIELD)) & 15
@@ -89,14 +95,8 @@ def _fields(plane4, plane2, plane1, FIELD: tl.constexpr, BITS: tl.constexpr):
 
 
 @triton.jit
-def _floats(fields, MAGIC: tl.constexpr, DTYPE: tl.constexpr):
-    """``base + fields``: in 16 bits by setting the bits of a mantissa."""
-    return fields.to(DTYPE) if MAGIC == 0 else (fields | MAGIC).to(tl.int16).to(DTYPE, bitcast=True)
-
-
-@triton.jit
 def _pair(meta_ptr, at, DTYPE: tl.constexpr):
-    """Scale and zero (or minimum) of each output in one group."""
+    """Scale and zero (or minimum) in one group."""
     if tl.float32 == DTYPE:
         scale = tl.load(meta_ptr + 2 * at)
         second = tl.load(meta_ptr + 2 * at + 1)
@@ -108,51 +108,102 @@ def _pair(meta_ptr, at, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def _affine(t, scale, second, base, KIND: tl.constexpr, PTX: tl.constexpr, DTYPE: tl.constexpr):
-    """Weights of the fields' floats."""
+def _twice(meta_ptr, at):
+    """Scale and zero (or minimum) in one group, each twice in a register."""
+    both = tl.load(meta_ptr + at)
+    return (both & 0xFFFF) * 0x10001, ((both >> 16) & 0xFFFF) * 0x10001
+
+
+@triton.jit
+def _weight(
+    plane4,
+    plane2,
+    plane1,
+    scale,
+    second,
+    table_ptr,
+    FIELD: tl.constexpr,
+    BITS: tl.constexpr,
+    KIND: tl.constexpr,
+    MAGIC: tl.constexpr,
+    BASE: tl.constexpr,
+    SCALED: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """Weights (or, if not ``SCALED``, floats ``base + field``) of one field of all words."""
+    field = _field(plane4, plane2, plane1, FIELD, BITS)
     if KIND == TABLE:
-        return t * scale
-    if PTX:
-        brain: tl.constexpr = tl.bfloat16 == DTYPE
+        return (tl.load(table_ptr + field) * scale).to(DTYPE)
+    t = field.to(DTYPE) if MAGIC == 0 else (field | MAGIC).to(tl.int16).to(DTYPE, bitcast=True)
+    if SCALED:
         if KIND == ZERO:
-            code: tl.constexpr = _SCALED_BF16 if brain else _SCALED_FP16
-            return tl.inline_asm_elementwise(code, _SCALED_REGS, [t, second, scale], t.dtype, True, 2)
-        affine: tl.constexpr = _AFFINE_BF16 if brain else _AFFINE_FP16
-        args = [t, tl.full([1, 1], base, t.dtype), scale, second]
-        return tl.inline_asm_elementwise(affine, _AFFINE_REGS, args, t.dtype, True, 2)
-    if KIND == ZERO:
-        return (t - second) * scale
-    return (t - base) * scale + second
+            return ((t - second) * scale).to(DTYPE)
+        return ((t - BASE) * scale + second).to(DTYPE)
+    return t
 
 
 @triton.jit
-def _scaled_sum(part, sums, scale, second, base, KIND: tl.constexpr):
-    """The sum of weights times inputs over a group, from that of fields' floats times inputs and that of inputs."""
-    if KIND == TABLE:
-        return part * scale[:, None]
-    if KIND == ZERO:
-        return (part - sums * second[:, None]) * scale[:, None]
-    return (part - sums * base) * scale[:, None] + sums * second[:, None]
-
-
-@triton.jit
-def _eight(words, table_ptr, KIND: tl.constexpr, DTYPE: tl.constexpr):
-    """All eight 4-bit fields as floats, by PTX."""
-    if KIND == TABLE:
-        t0, t1 = tl.load(table_ptr), tl.load(table_ptr + 1)
-        t2, t3 = tl.load(table_ptr + 2), tl.load(table_ptr + 3)
-        t4, t5 = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
-        t6, t7 = tl.load(table_ptr + 6), tl.load(table_ptr + 7)
-        args = [words, t0, t1, t2, t3, t4, t5, t6, t7]
-        if tl.bfloat16 == DTYPE:
-            eight = tl.inline_asm_elementwise(_LOOKUPS, _LOOKUPS_REGS, args, (tl.bfloat16,) * 8, True, 2)
-        else:
-            eight = tl.inline_asm_elementwise(_LOOKUPS, _LOOKUPS_REGS, args, (tl.float16,) * 8, True, 2)
-    elif tl.bfloat16 == DTYPE:
-        eight = tl.inline_asm_elementwise(_NIBBLES_BF16, _NIBBLES_REGS, [words], (tl.bfloat16,) * 8, True, 2)
+def _block(
+    plane4_ptr,
+    plane2_ptr,
+    plane1_ptr,
+    meta_ptr,
+    table_ptr,
+    block,
+    at,  # [N] outputs
+    STORED,
+    BITS: tl.constexpr,
+    KIND: tl.constexpr,
+    MAGIC: tl.constexpr,
+    BASE: tl.constexpr,
+    GROUP: tl.constexpr,
+    SCALED: tl.constexpr,
+    CODE: tl.constexpr,  # PTX and its registers; "": none
+    REGISTERS: tl.constexpr,
+    DTYPE: tl.constexpr,
+):
+    """A block's weights ``[N, BLOCK]``, or, if not ``SCALED``, floats ``base + field``."""
+    j = tl.arange(0, WORDS)
+    words = (block * STORED + at)[:, None] * WORDS + j[None, :]
+    plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
+    plane2 = tl.load(plane2_ptr + words) if BITS == 2 or BITS == 3 or BITS == 6 else 0
+    plane1 = tl.load(plane1_ptr + words) if BITS == 3 or BITS == 5 else 0
+    # A word's fields belong to 32 inputs in a row: the first four of them to the first 16, in pairs.
+    if GROUP >= BLOCK:
+        metas = (at + STORED * (block * BLOCK // GROUP))[:, None]
     else:
-        eight = tl.inline_asm_elementwise(_NIBBLES_FP16, _NIBBLES_REGS, [words], (tl.float16,) * 8, True, 2)
-    return eight
+        metas = ((j // 4 * 32 + block * BLOCK) // GROUP)[None, :] * STORED + at[:, None]
+    others = metas + STORED if GROUP == 16 else metas
+    if CODE != "":
+        scale, second = _twice(meta_ptr, metas)
+        scale2, second2 = _twice(meta_ptr, others)
+        args = [plane4, scale, second, scale2, second2]
+        if KIND == TABLE:
+            t0, t1 = tl.load(table_ptr), tl.load(table_ptr + 1)
+            t2, t3 = tl.load(table_ptr + 2), tl.load(table_ptr + 3)
+            t4, t5 = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
+            t6, t7 = tl.load(table_ptr + 6), tl.load(table_ptr + 7)
+            args = [plane4, scale, second, scale2, second2, t0, t1, t2, t3, t4, t5, t6, t7]
+        if tl.bfloat16 == DTYPE:
+            eight = tl.inline_asm_elementwise(CODE, REGISTERS, args, (tl.bfloat16,) * 8, True, 1)
+        else:
+            eight = tl.inline_asm_elementwise(CODE, REGISTERS, args, (tl.float16,) * 8, True, 1)
+        w0, w1, w2, w3, w4, w5, w6, w7 = eight
+    else:
+        scale, second = _pair(meta_ptr, metas, DTYPE)
+        scale2, second2 = _pair(meta_ptr, others, DTYPE)
+        w0 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 0, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w1 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 1, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w2 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 2, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w3 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 3, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w4 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 4, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w5 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 5, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w6 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 6, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w7 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 7, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+    first = tl.join(tl.join(w0, w4), tl.join(w1, w5))
+    rest = tl.join(tl.join(w2, w6), tl.join(w3, w7))
+    fields = tl.join(first, rest).reshape(at.shape[0], 4, 4, 2, 2, 2)  # [N, 32s, thread, second of pair, 8s, 16s]
+    return fields.permute(0, 1, 5, 4, 2, 3).reshape(at.shape[0], BLOCK)
 
 
 @triton.jit(do_not_specialize=["rows", "splits", "experts"])
@@ -180,26 +231,24 @@ def _product(
     MAGIC: tl.constexpr,
     BASE: tl.constexpr,
     GROUP: tl.constexpr,
-    WIDTH: tl.constexpr,
-    STEP: tl.constexpr,  # words of a block that are taken at a time
     SUMS: tl.constexpr,  # scale sums of products, not weights: cheaper for few rows
     RAGGED: tl.constexpr,  # K is no multiple of a block
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EXPERTS: tl.constexpr,
     GATHER: tl.constexpr,
-    PTX: tl.constexpr,
+    CODE: tl.constexpr,
+    REGISTERS: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
-    BLOCK: tl.constexpr = 8 * WIDTH
     tile = tl.program_id(0)
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     split = tl.program_id(2)
-    j = tl.arange(0, STEP)
+    j = tl.arange(0, BLOCK)
     begin = 0
     end = tl.cdiv(K, BLOCK)
     if SPLIT:
@@ -209,7 +258,7 @@ def _product(
     if PDL and not EXPERTS:  # weights come to the L2 while the kernel ahead still runs
         for ahead in tl.static_range(4):
             block = tl.minimum(begin + ahead, end - 1)
-            place = (block * STORED + tl.where(real, n, 0).to(tl.int64)) * WIDTH
+            place = (block * STORED + tl.where(real, n, 0).to(tl.int64)) * WORDS
             prefetch((plane4_ptr if BITS >= 4 else plane2_ptr) + place)
     inputs_ready(PDL)
     at = n
@@ -232,44 +281,42 @@ def _product(
     x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
     at = tl.where(real, at, 0).to(tl.int64)  # an output beyond the last one is read as the first, and never written
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    ones = tl.full([BLOCK_N, STEP], 1.0, DTYPE)
-    for piece in tl.range(begin * (WIDTH // STEP), end * (WIDTH // STEP)):
-        block = piece // (WIDTH // STEP)
-        skip = piece % (WIDTH // STEP) * STEP
-        place = block * STORED + at
-        words = place[:, None] * WIDTH + (skip + j)[None, :]
-        plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
-        plane2 = tl.load(plane2_ptr + words) if BITS == 2 or BITS == 3 or BITS == 6 else 0
-        plane1 = tl.load(plane1_ptr + words) if BITS == 3 or BITS == 5 else 0
-        if PTX and BITS == 4:
-            eight = _eight(plane4, table_ptr, KIND, DTYPE)
-        for i in tl.static_range(8):
-            if i * WIDTH % GROUP == 0:
-                group = (block * BLOCK + i * WIDTH) // GROUP
-                scale, second = _pair(meta_ptr, group * STORED + at, DTYPE)
-                if SUMS:
-                    part = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-                    sums = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-            if PTX and BITS == 4:
-                t = eight[i]
-            elif KIND == TABLE:
-                t = tl.load(table_ptr + _fields(plane4, plane2, plane1, i, BITS)).to(DTYPE)
+    ones = tl.full([BLOCK_N, BLOCK], 1.0, DTYPE)
+    for block in tl.range(begin, end):
+        w = _block(
+            plane4_ptr,
+            plane2_ptr,
+            plane1_ptr,
+            meta_ptr,
+            table_ptr,
+            block,
+            at,
+            STORED,
+            BITS,
+            KIND,
+            MAGIC,
+            BASE,
+            GROUP,
+            not SUMS,
+            CODE,
+            REGISTERS,
+            DTYPE,
+        )
+        mask = here[:, None]
+        if RAGGED:
+            mask = mask & (j + block * BLOCK < K)[None, :]
+        x = tl.trans(tl.load(x_rows + block * BLOCK, mask=mask, other=0.0))
+        if SUMS:
+            scale, second = _pair(meta_ptr, at + STORED * (block * BLOCK // GROUP), DTYPE)
+            part = tl.dot(w, x, input_precision="ieee")
+            sums = tl.dot(ones, x, input_precision="ieee")
+            scale, second = scale.to(tl.float32)[:, None], second.to(tl.float32)[:, None]
+            if KIND == ZERO:
+                acc += (part - sums * second) * scale
             else:
-                t = _floats(_fields(plane4, plane2, plane1, i, BITS), MAGIC, DTYPE)
-            k = block * BLOCK + i * WIDTH + skip
-            mask = here[:, None]
-            if RAGGED:
-                mask = mask & (k + j < K)[None, :]
-            x = tl.trans(tl.load(x_rows + k, mask=mask, other=0.0))
-            if SUMS:
-                part = tl.dot(t, x, part, input_precision="ieee")
-                if KIND != TABLE:
-                    sums = tl.dot(ones, x, sums, input_precision="ieee")
-                if (i + 1) * WIDTH % GROUP == 0 or i == 7:
-                    acc += _scaled_sum(part, sums, scale.to(tl.float32), second.to(tl.float32), BASE, KIND)
-            else:
-                w = _affine(t, scale[:, None], second[:, None], BASE, KIND, PTX, DTYPE)
-                acc = tl.dot(w, x, acc, input_precision="ieee")
+                acc += (part - sums * BASE) * scale + sums * second
+        else:
+            acc = tl.dot(w, x, acc, input_precision="ieee")
     mask = here[None, :] & real[:, None]
     if SPLIT:
         cell = row[None, :] * N + n[:, None]
@@ -311,10 +358,10 @@ def _expand(
     MAGIC: tl.constexpr,
     BASE: tl.constexpr,
     GROUP: tl.constexpr,
-    WIDTH: tl.constexpr,
     RAGGED: tl.constexpr,
     GATHER: tl.constexpr,
-    PTX: tl.constexpr,
+    CODE: tl.constexpr,
+    REGISTERS: tl.constexpr,
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -326,31 +373,32 @@ def _expand(
     at = tl.where(here, row, 0).to(tl.int64)
     if GATHER:
         at = tl.load(ids_ptr + row, mask=here, other=0)
-    j = tl.arange(0, WIDTH)
-    place = block * STORED + at
-    words = place[:, None] * WIDTH + j[None, :]
-    plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
-    plane2 = tl.load(plane2_ptr + words) if BITS == 2 or BITS == 3 or BITS == 6 else 0
-    plane1 = tl.load(plane1_ptr + words) if BITS == 3 or BITS == 5 else 0
-    if PTX and BITS == 4:
-        eight = _eight(plane4, table_ptr, KIND, DTYPE)
-    for i in tl.static_range(8):
-        k = block * 8 * WIDTH + i * WIDTH
-        if i * WIDTH % GROUP == 0:
-            scale, second = _pair(meta_ptr, (k // GROUP) * STORED + at, DTYPE)
-        if PTX and BITS == 4:
-            t = eight[i]
-        elif KIND == TABLE:
-            t = tl.load(table_ptr + _fields(plane4, plane2, plane1, i, BITS)).to(DTYPE)
-        else:
-            t = _floats(_fields(plane4, plane2, plane1, i, BITS), MAGIC, DTYPE)
-        w = _affine(t, scale[:, None], second[:, None], BASE, KIND, PTX, DTYPE)
-        if GATHER:
-            w = (w.to(tl.float32) * multiplier).to(DTYPE)
-        mask = here[:, None]
-        if RAGGED:
-            mask = mask & (k + j < K)[None, :]
-        tl.store(out_ptr + row.to(tl.int64)[:, None] * K + (k + j)[None, :], w, mask=mask)
+    w = _block(
+        plane4_ptr,
+        plane2_ptr,
+        plane1_ptr,
+        meta_ptr,
+        table_ptr,
+        block,
+        at,
+        STORED,
+        BITS,
+        KIND,
+        MAGIC,
+        BASE,
+        GROUP,
+        True,
+        CODE,
+        REGISTERS,
+        DTYPE,
+    )
+    if GATHER:
+        w = (w.to(tl.float32) * multiplier).to(DTYPE)
+    k = tl.arange(0, BLOCK) + block * BLOCK
+    mask = here[:, None]
+    if RAGGED:
+        mask = mask & (k < K)[None, :]
+    tl.store(out_ptr + row.to(tl.int64)[:, None] * K + k[None, :], w, mask=mask)
 
 
 def product(
@@ -374,8 +422,8 @@ def product(
     t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
-    ptx = x.device.type == "cuda" and x.dtype.itemsize == 2
-    table = weight.table_bytes if ptx else weight.table
+    sums = t.block_m <= 8 and weight.table is None and weight.group >= BLOCK.value
+    code, registers, table = _code(weight, x.dtype, x.device, not sums)
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -384,7 +432,7 @@ def product(
         weight.plane(2),
         weight.plane(1),
         weight.meta,
-        weight.meta if table is None else table,
+        table,
         x if bias is None else bias,
         out,
         partial,
@@ -402,15 +450,14 @@ def product(
         MAGIC=weight.magic[0],
         BASE=weight.base,
         GROUP=weight.group,
-        WIDTH=weight.width,
-        STEP=min(t.step, weight.width),
-        SUMS=t.block_m <= 8 and weight.table is None,
-        RAGGED=k % (8 * weight.width) != 0,
+        SUMS=sums,
+        RAGGED=k % BLOCK.value != 0,
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
         EXPERTS=experts is not None,
         GATHER=experts is not None and experts.rows is not None,
-        PTX=ptx,
+        CODE=code,
+        REGISTERS=registers,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
@@ -430,18 +477,17 @@ def expand(
     out = torch.empty(rows, k, dtype=dtype, device=device)
     if rows == 0:
         return out
-    ptx = device.type == "cuda" and dtype.itemsize == 2
-    table = weight.table_bytes if ptx else weight.table
+    code, registers, table = _code(weight, dtype, device, True)
     block_n = 64 if ids is None else 16
     launch(
         _expand,
-        (triton.cdiv(rows, block_n), triton.cdiv(k, 8 * weight.width)),
+        (triton.cdiv(rows, block_n), triton.cdiv(k, BLOCK.value)),
         weight.meta if ids is None else ids,
         weight.plane(4),
         weight.plane(2),
         weight.plane(1),
         weight.meta,
-        weight.meta if table is None else table,
+        table,
         out,
         rows,
         stored,
@@ -452,14 +498,26 @@ def expand(
         MAGIC=weight.magic[0],
         BASE=weight.base,
         GROUP=weight.group,
-        WIDTH=weight.width,
-        RAGGED=k % (8 * weight.width) != 0,
+        RAGGED=k % BLOCK.value != 0,
         GATHER=ids is not None,
-        PTX=ptx,
+        CODE=code,
+        REGISTERS=registers,
         BLOCK_N=block_n,
         num_warps=4,
     )
     return out
+
+
+def _code(
+    weight: PlanesWeight, dtype: torch.dtype, device: torch.device, scaled: bool
+) -> tuple[str, str, torch.Tensor]:
+    """PTX that widens 4-bit fields, its registers, and the table it looks up (anything where there is none)."""
+    if weight.bits != 4 or device.type != "cuda" or dtype.itemsize != 2:
+        return "", "", weight.meta if weight.table is None else weight.table
+    brain = dtype is torch.bfloat16
+    if weight.table_bytes is not None:
+        return *_look_up(brain), weight.table_bytes
+    return *_widen(weight.kind, brain, scaled), weight.meta
 
 
 def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False, item: int = 2) -> Tiles:
@@ -469,13 +527,13 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
-    blocks = triton.cdiv(k, 8 * weight.width)
+    blocks = triton.cdiv(k, BLOCK.value)
     block_m = max(16 if grouped or weight.table is not None else 8, triton.next_power_of_2(rows))
     if grouped:
-        return Tiles(block_m, 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 2, step=16)
+        return Tiles(block_m, 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 2)
     if rows > 64:
         if n >= _MANY_OUTPUTS and rows > 192:
-            return Tiles(128, 256, 1, 8, 3, step=16)
+            return Tiles(128, 256, 1, 8, 3)
         return Tiles(64, 256, splits_for(triton.cdiv(rows, 64) * triton.cdiv(n, 256), blocks, 132), 8, 3)
     if weight.table is not None:  # a look-up takes more registers
         return Tiles(block_m, 64, splits_for(triton.cdiv(n, 64), blocks, 900), 4, 3)

@@ -19,7 +19,6 @@ class Tiles:
     warps: int
     stages: int
     block_k: int = 128  # of octets
-    step: int = 32  # of planes: words of a block that are taken at a time
 
 
 @dataclass(frozen=True)
