@@ -8,6 +8,7 @@ inputs keeps its own order. So products run on while the next block's weights wi
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import torch
@@ -26,14 +27,14 @@ _PAIRS = ",".join(["=h"] * 8)
 
 
 @cache
-def _widen(kind: int, brain: bool, scaled: bool) -> tuple[str, str]:
+def _widen(kind: int, dtype: torch.dtype, base: float) -> tuple[str, str]:
     """PTX and its registers: the eight 4-bit fields of word $8, as weights in 16 bits.
 
     A pair of fields becomes a pair of floats ``base + field`` when the bits of a mantissa are set. $9 and $10: scale
     and zero (or minimum) of the first pairs, twice in a register; $11 and $12: of the others.
     """
-    dtype = "bf16x2" if brain else "f16x2"
-    magic, base = ("4300", "4300") if brain else ("6400", "6400")
+    pairs, magic = ("bf16x2", "4300") if dtype is torch.bfloat16 else ("f16x2", "6400")
+    constant = f"{torch.tensor(base, dtype=dtype).view(torch.int16).item():04X}"
     lines = ["{ .reg .b32 t, a;"]
     for pair in range(4):
         source = "$8"
@@ -42,23 +43,23 @@ def _widen(kind: int, brain: bool, scaled: bool) -> tuple[str, str]:
             source = "t"
         lines.append(f"lop3.b32 a, {source}, 0x000F000F, 0x{magic}{magic}, 0xEA;")
         scale, second = ("$9", "$10") if pair < 2 else ("$11", "$12")
-        if scaled and kind == ZERO.value:
-            lines += [f"sub.rn.{dtype} a, a, {second};", f"mul.rn.{dtype} a, a, {scale};"]
-        elif scaled:
-            lines += [f"mov.b32 t, 0x{base}{base};", f"sub.rn.{dtype} a, a, t;"]
-            lines.append(f"fma.rn.{dtype} a, a, {scale}, {second};")
+        if kind == ZERO.value:
+            lines += [f"sub.rn.{pairs} a, a, {second};", f"mul.rn.{pairs} a, a, {scale};"]
+        else:
+            lines += [f"mov.b32 t, 0x{constant}{constant};", f"sub.rn.{pairs} a, a, t;"]
+            lines.append(f"fma.rn.{pairs} a, a, {scale}, {second};")
         lines.append(f"mov.b32 {{${pair}, ${pair + 4}}}, a;")
     return "\n".join([*lines, "}"]), _PAIRS + ",r,r,r,r,r"
 
 
 @cache
-def _look_up(brain: bool) -> tuple[str, str]:
+def _look_up(dtype: torch.dtype) -> tuple[str, str]:
     """PTX and its registers: as ``_widen``, but fields are entries of a table, whose bytes come in $13 to $20: those of
     low bytes, then those of high ones.
 
     A ``prmt`` looks up four fields in half of a table of bytes, by three bits of each; the fourth chooses the half.
     """
-    dtype = "bf16x2" if brain else "f16x2"
+    pairs = "bf16x2" if dtype is torch.bfloat16 else "f16x2"
     lines = ["{ .reg .b32 word, low, choice, a, b, l, h, p0, p1, q0, q1;"]
     for half, name in enumerate("pq"):
         lines.append(f"shr.u32 word, $8, {16 * half};")
@@ -75,7 +76,7 @@ def _look_up(brain: bool) -> tuple[str, str]:
     for pair in range(4):
         scale = "$9" if pair < 2 else "$11"
         lines.append(f"prmt.b32 a, p{pair // 2}, q{pair // 2}, 0x{'7632' if pair % 2 else '5410'};")
-        lines.append(f"mul.rn.{dtype} a, a, {scale};")
+        lines.append(f"mul.rn.{pairs} a, a, {scale};")
         lines.append(f"mov.b32 {{${pair}, ${pair + 4}}}, a;")
     return "\n".join([*lines, "}"]), _PAIRS + ",r" * 13
 
@@ -127,19 +128,16 @@ def _weight(
     KIND: tl.constexpr,
     MAGIC: tl.constexpr,
     BASE: tl.constexpr,
-    SCALED: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """Weights (or, if not ``SCALED``, floats ``base + field``) of one field of all words."""
+    """Weights of one field of all words."""
     field = _field(plane4, plane2, plane1, FIELD, BITS)
     if KIND == TABLE:
         return (tl.load(table_ptr + field) * scale).to(DTYPE)
     t = field.to(DTYPE) if MAGIC == 0 else (field | MAGIC).to(tl.int16).to(DTYPE, bitcast=True)
-    if SCALED:
-        if KIND == ZERO:
-            return ((t - second) * scale).to(DTYPE)
-        return ((t - BASE) * scale + second).to(DTYPE)
-    return t
+    if KIND == ZERO:
+        return ((t - second) * scale).to(DTYPE)
+    return ((t - BASE) * scale + second).to(DTYPE)
 
 
 @triton.jit
@@ -157,12 +155,11 @@ def _block(
     MAGIC: tl.constexpr,
     BASE: tl.constexpr,
     GROUP: tl.constexpr,
-    SCALED: tl.constexpr,
     CODE: tl.constexpr,  # PTX and its registers; "": none
     REGISTERS: tl.constexpr,
     DTYPE: tl.constexpr,
 ):
-    """A block's weights ``[N, BLOCK]``, or, if not ``SCALED``, floats ``base + field``."""
+    """A block's weights ``[N, BLOCK]``."""
     j = tl.arange(0, WORDS)
     words = (block * STORED + at)[:, None] * WORDS + j[None, :]
     plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
@@ -192,14 +189,14 @@ def _block(
     else:
         scale, second = _pair(meta_ptr, metas, DTYPE)
         scale2, second2 = _pair(meta_ptr, others, DTYPE)
-        w0 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 0, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w1 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 1, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w2 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 2, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w3 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 3, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w4 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 4, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w5 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 5, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w6 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 6, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
-        w7 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 7, BITS, KIND, MAGIC, BASE, SCALED, DTYPE)
+        w0 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 0, BITS, KIND, MAGIC, BASE, DTYPE)
+        w1 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 1, BITS, KIND, MAGIC, BASE, DTYPE)
+        w2 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 2, BITS, KIND, MAGIC, BASE, DTYPE)
+        w3 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 3, BITS, KIND, MAGIC, BASE, DTYPE)
+        w4 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 4, BITS, KIND, MAGIC, BASE, DTYPE)
+        w5 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 5, BITS, KIND, MAGIC, BASE, DTYPE)
+        w6 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 6, BITS, KIND, MAGIC, BASE, DTYPE)
+        w7 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 7, BITS, KIND, MAGIC, BASE, DTYPE)
     first = tl.join(tl.join(w0, w4), tl.join(w1, w5))
     rest = tl.join(tl.join(w2, w6), tl.join(w3, w7))
     fields = tl.join(first, rest).reshape(at.shape[0], 4, 4, 2, 2, 2)  # [N, 32s, thread, second of pair, 8s, 16s]
@@ -231,7 +228,6 @@ def _product(
     MAGIC: tl.constexpr,
     BASE: tl.constexpr,
     GROUP: tl.constexpr,
-    SUMS: tl.constexpr,  # scale sums of products, not weights: cheaper for few rows
     RAGGED: tl.constexpr,  # K is no multiple of a block
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
@@ -281,7 +277,6 @@ def _product(
     x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
     at = tl.where(real, at, 0).to(tl.int64)  # an output beyond the last one is read as the first, and never written
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-    ones = tl.full([BLOCK_N, BLOCK], 1.0, DTYPE)
     for block in tl.range(begin, end):
         w = _block(
             plane4_ptr,
@@ -297,7 +292,6 @@ def _product(
             MAGIC,
             BASE,
             GROUP,
-            not SUMS,
             CODE,
             REGISTERS,
             DTYPE,
@@ -306,17 +300,7 @@ def _product(
         if RAGGED:
             mask = mask & (j + block * BLOCK < K)[None, :]
         x = tl.trans(tl.load(x_rows + block * BLOCK, mask=mask, other=0.0))
-        if SUMS:
-            scale, second = _pair(meta_ptr, at + STORED * (block * BLOCK // GROUP), DTYPE)
-            part = tl.dot(w, x, input_precision="ieee")
-            sums = tl.dot(ones, x, input_precision="ieee")
-            scale, second = scale.to(tl.float32)[:, None], second.to(tl.float32)[:, None]
-            if KIND == ZERO:
-                acc += (part - sums * second) * scale
-            else:
-                acc += (part - sums * BASE) * scale + sums * second
-        else:
-            acc = tl.dot(w, x, acc, input_precision="ieee")
+        acc = tl.dot(w, x, acc, input_precision="ieee")
     mask = here[None, :] & real[:, None]
     if SPLIT:
         cell = row[None, :] * N + n[:, None]
@@ -387,7 +371,6 @@ def _expand(
         MAGIC,
         BASE,
         GROUP,
-        True,
         CODE,
         REGISTERS,
         DTYPE,
@@ -422,8 +405,7 @@ def product(
     t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
-    sums = t.block_m <= 8 and weight.table is None and weight.group >= BLOCK.value
-    code, registers, table = _code(weight, x.dtype, x.device, not sums)
+    code, registers, table = _code(weight, x.dtype, x.device)
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -450,7 +432,6 @@ def product(
         MAGIC=weight.magic[0],
         BASE=weight.base,
         GROUP=weight.group,
-        SUMS=sums,
         RAGGED=k % BLOCK.value != 0,
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
@@ -477,7 +458,7 @@ def expand(
     out = torch.empty(rows, k, dtype=dtype, device=device)
     if rows == 0:
         return out
-    code, registers, table = _code(weight, dtype, device, True)
+    code, registers, table = _code(weight, dtype, device)
     block_n = 64 if ids is None else 16
     launch(
         _expand,
@@ -508,16 +489,13 @@ def expand(
     return out
 
 
-def _code(
-    weight: PlanesWeight, dtype: torch.dtype, device: torch.device, scaled: bool
-) -> tuple[str, str, torch.Tensor]:
+def _code(weight: PlanesWeight, dtype: torch.dtype, device: torch.device) -> tuple[str, str, torch.Tensor]:
     """PTX that widens 4-bit fields, its registers, and the table it looks up (anything where there is none)."""
     if weight.bits != 4 or device.type != "cuda" or dtype.itemsize != 2:
         return "", "", weight.meta if weight.table is None else weight.table
-    brain = dtype is torch.bfloat16
     if weight.table_bytes is not None:
-        return *_look_up(brain), weight.table_bytes
-    return *_widen(weight.kind, brain, scaled), weight.meta
+        return *_look_up(dtype), weight.table_bytes
+    return *_widen(weight.kind, dtype, weight.base), weight.meta
 
 
 def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False, item: int = 2) -> Tiles:
@@ -527,22 +505,28 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
-    blocks = triton.cdiv(k, BLOCK.value)
-    block_m = max(16 if grouped or weight.table is not None else 8, triton.next_power_of_2(rows))
+    blocks, most = triton.cdiv(k, BLOCK.value), 8
     if grouped:
-        return Tiles(block_m, 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 2)
-    if rows > 64:
-        if n >= _MANY_OUTPUTS and rows > 192:
-            return Tiles(128, 256, 1, 8, 3)
-        return Tiles(64, 256, splits_for(triton.cdiv(rows, 64) * triton.cdiv(n, 256), blocks, 132), 8, 3)
-    if weight.table is not None:  # a look-up takes more registers
-        return Tiles(block_m, 64, splits_for(triton.cdiv(n, 64), blocks, 900), 4, 3)
-    if block_m == 8 and n < _MANY_OUTPUTS:
-        deep = k >= _DEEP
-        return Tiles(8, 64, splits_for(triton.cdiv(n, 64), blocks, 528 if deep else 800), *((4, 3) if deep else (2, 2)))
-    if block_m == 16 and n >= _MANY_OUTPUTS:
-        return Tiles(16, 64, 1, 2, 4)
-    if block_m == 64:
-        splits = splits_for(triton.cdiv(n, 128), blocks, 200)
-        return Tiles(64, 128, splits, 8, 3 if splits > 1 else 2)
-    return Tiles(block_m, 128, splits_for(triton.cdiv(n, 128), blocks, 528), 2 if block_m == 8 else 4, 3)
+        return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
+    many, deep = n >= _MANY_OUTPUTS, k >= _DEEP
+    if rows <= 32:
+        block_m = 16 if rows <= 16 else 32
+        if many:
+            tiles, programs = Tiles(block_m, 64, 1, 4, 4), 900
+        elif deep:
+            tiles, programs, most = Tiles(block_m, 128, 1, 4, 5), 528, 16
+        else:
+            tiles, programs = Tiles(block_m, 64, 1, 4, 5), 800
+    elif rows <= 64:
+        if many:
+            tiles, programs = Tiles(64, 128, 1, 4, 4), 450
+        elif deep:
+            tiles, programs = Tiles(64, 128, 1, 8, 3), 264
+        else:
+            tiles, programs = Tiles(64, 64, 1, 4, 3), 400
+    else:
+        wide = weight.bits == 4 and weight.group >= 32 and weight.table is None  # or shared memory is short
+        tall = wide and (many or deep) and rows > 128 and not 256 < rows <= 384
+        tiles, programs = Tiles(256 if tall else 128, 128, 1, 8, 3), 132
+    each = triton.cdiv(rows, tiles.block_m) * triton.cdiv(n, tiles.block_n)
+    return replace(tiles, splits=splits_for(each, blocks, programs, most))

@@ -10,8 +10,8 @@ from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
 
 # From so many rows on it is faster to expand the weights for cuBLAS (H100, 4 bits, all products of an 8B model's layer:
-# 279 us to 415 at 256 rows, 749 to 501 at 512), and so it is from fewer on where codes go through a table.
-EXPAND_ROWS, EXPAND_TABLE_ROWS = 384, 192
+# 237 us to 415 at 256 rows), and so it is from fewer on where codes go through a table, or numbers have 8 bits.
+EXPAND_ROWS, EXPAND_TABLE_ROWS, EXPAND_OCTETS_ROWS = 512, 192, 384
 SCALED_MM_ROWS = 128  # from here on torch's product of 8-bit floats is faster (256 rows: 124 us to 146)
 
 
@@ -32,7 +32,7 @@ def linear(
         return planes.product(x, weight, bias, counters, activation=activation)
     if weight.activation is not None:
         return _rounded(x, weight, weight.activation, bias, counters, activation)
-    if rows >= EXPAND_ROWS:
+    if rows >= EXPAND_OCTETS_ROWS:
         return wide_linear(x, octets.expand(weight, x.dtype), bias, activation)
     return octets.product(x, weight, bias, counters, x.dtype, activation=activation)
 

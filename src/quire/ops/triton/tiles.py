@@ -55,9 +55,9 @@ def prefetch(pointers):
     tl.inline_asm_elementwise(code, "=r,l", [pointers.to(tl.int64)], tl.int32, False, 1)
 
 
-def splits_for(programs: int, blocks: int, most: int) -> int:
+def splits_for(programs: int, blocks: int, most: int, most_splits: int = 8) -> int:
     """Parts of the inputs, by powers of two: so many that there are at most ``most`` programs."""
     splits = 1
-    while splits * 2 * programs <= most and splits * 2 <= min(8, blocks):
+    while splits * 2 * programs <= most and splits * 2 <= min(most_splits, blocks):
         splits *= 2
     return splits
