@@ -10,6 +10,7 @@ from quire.cli.commands import COMMANDS
 from quire.config.flags import default_text, value_text
 from quire.config.foreign import FOREIGN, Foreign
 from quire.config.options import OptionSpec, specs_of
+from quire.config.variables import OTHER_VARIABLES
 
 TARGET = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
@@ -25,7 +26,13 @@ Every option can be given in four ways; the earlier wins:
 4. the default.
 
 `MODEL` stands for `--model`. Lengths read `8192`, `32k` (thousands) or `32K` (times 1,024). Unknown options are
-refused, naming the nearest. `quire --version` prints the version.
+refused, naming the nearest; so are unknown lines of the file. An unknown `QUIRE_...` variable gets a warning. `quire
+--version` prints the version.
+"""
+VARIABLES_HEAD = """Variables that are no options:
+
+| variable | meaning |
+|---|---|
 """
 FOREIGN_HEAD = """## Options of vLLM
 
@@ -45,7 +52,8 @@ def page() -> str:
     """The whole of docs/cli.md."""
     sections = [section(command) for command in COMMANDS]
     rows = "\n".join(foreign_row(f) for f in FOREIGN)
-    return "\n".join([HEAD, *sections, FOREIGN_HEAD + rows]) + "\n"
+    variables = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in OTHER_VARIABLES.items())
+    return "\n".join([HEAD, VARIABLES_HEAD + variables, *sections, FOREIGN_HEAD + rows]) + "\n"
 
 
 def section(command: Command) -> str:

@@ -88,10 +88,10 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest known name, or nothing."""
+def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """' Did you mean X?' for the nearest known name, or nothing; ``prefix`` is what all names had before them."""
     near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+    return f" Did you mean {prefix}{near[0]}?" if near else ""
 
 
 def _named_values(classes: Sequence[type], named: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
