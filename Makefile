@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests (JOBS=4 in four processes, each of up to 7 GB; ARGS='tests/kv' some of them)"
 	@echo "make lint    style, types and layers"
 	@echo "make bench   run Quire beside llama.cpp on this machine's CPU"
-	@echo "make docs    build the documentation into site/"
+	@echo "make docs    write the generated pages of docs/ anew, build the documentation into site/"
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -41,8 +41,7 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(PIP) install -q -c constraints.txt -e ".[docs]"
-	$(BIN)/python docs/generate_cli.py
-	$(BIN)/python docs/generate_models.py
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:

@@ -1,9 +1,8 @@
-"""Write docs/cli.md from the declared commands and options: ``python docs/generate_cli.py`` (``make docs`` runs it)."""
+"""The text of docs/cli.md, from the declared commands and options; docs/generate.py writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from quire.cli.command import Command
 from quire.cli.commands import COMMANDS
@@ -12,10 +11,9 @@ from quire.config.foreign import FOREIGN, Foreign
 from quire.config.options import OptionSpec, specs_of
 from quire.config.variables import OTHER_VARIABLES
 
-TARGET = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
 
-<!-- Made by docs/generate_cli.py from the declarations in src/quire/config; change those. -->
+<!-- Made by `make docs` from the declarations in src/quire/config; change those. -->
 
 Every option can be given in four ways; the earlier wins:
 
@@ -42,10 +40,6 @@ other ends in a sentence with the reason.
 | flag | accepted | reason |
 |---|---|---|
 """
-
-
-def main() -> None:
-    TARGET.write_text(page())
 
 
 def page() -> str:
@@ -89,7 +83,3 @@ def foreign_row(foreign: Foreign) -> str:
 
 def escaped(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    main()
