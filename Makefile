@@ -50,6 +50,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv failed; on Debian: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	@echo "Installing; compiling the CPU kernels takes a minute or four, once"
 	$(PIP) install -c constraints.txt -e ".[demo]"
 	@touch $@
 
@@ -58,4 +59,4 @@ $(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/python
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/quire/ops/cpu/_kernels.*.so
