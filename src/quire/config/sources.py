@@ -88,9 +88,9 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def suggestion(name: str, known: Iterable[str], prefix: str = "") -> str:
+def suggestion(name: str, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
     """' Did you mean X?' for the nearest known name, or nothing; ``prefix`` is what all names had before them."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
     return f" Did you mean {prefix}{near[0]}?" if near else ""
 
 
