@@ -157,3 +157,9 @@ def test_a_refused_text_is_not_printed(url: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("cut[cut]\n", broken)
     assert main(["complete", "--url", url, "-q", "good"]) == 0
     assert capsys.readouterr().out == "good[good]\n"
+
+
+def test_lines_of_a_pipe_are_answered_without_a_prompt_sign(url: str) -> None:
+    command = [sys.executable, "-m", "quire", "chat", "--url", url]
+    done = subprocess.run(command, input="one\ntwo\n", capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[one]\n[one|[one]|two]\n", "")

@@ -26,7 +26,8 @@ def run_session(source: ModelSource, client: ClientConfig, sampling: SamplingCon
         if client.quick is not None:
             runner.run(ask(api, model, client.quick))
             return 0
-        print(f"{model}. An empty line or Ctrl-D leaves, Ctrl-C ends an answer.", file=sys.stderr)
+        if sys.stdin.isatty():
+            print(f"{model}. An empty line or Ctrl-D leaves, Ctrl-C ends an answer.", file=sys.stderr)
         # The line is read outside the event loop, which would keep Ctrl-C from a thread that waits for input.
         while line := _read_line():
             try:
@@ -57,6 +58,9 @@ def _environment(source: ModelSource) -> dict[str, str]:
 
 
 def _read_line() -> str:
+    """What the user types next, or the next line of a pipe; empty at the end."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() arrow keys and a history
     try:
