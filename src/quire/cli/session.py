@@ -12,7 +12,7 @@ from quire.cli.child import quire_server
 from quire.client import ApiClient, ServerError
 from quire.config.client import ClientConfig, SamplingConfig
 from quire.config.engine import ModelSource
-from quire.config.options import changed
+from quire.config.options import specs_of
 from quire.params import SamplingParams
 
 Ask = Callable[[ApiClient, str, str], Coroutine[Any, Any, None]]
@@ -54,7 +54,8 @@ def _server(runner: asyncio.Runner, source: ModelSource, client: ClientConfig) -
 
 def _environment(source: ModelSource) -> dict[str, str]:
     """The source as variables for the child: unlike flags, they don't show the token to other users."""
-    return {f"QUIRE_{name.upper()}": str(value) for name, value in changed(source).items()}
+    values = ((spec.env_names[0], getattr(source, spec.name)) for spec in specs_of(ModelSource))
+    return {name: "" if value is None else str(value) for name, value in values}
 
 
 def _read_line() -> str:
