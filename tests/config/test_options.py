@@ -50,6 +50,8 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "max_model_len", "9" * 12 + "M", "at most"),
         (EngineConfig, "max_model_len", "long", "no length"),
         (EngineConfig, "memory", "lots", "no amount of memory"),
+        (ServerConfig, "root_path", "llm", "--root-path must begin with / and not end with it; not 'llm'"),
+        (ServerConfig, "root_path", "/llm/", "--root-path must begin with /"),
         (EngineConfig, "memory", "0", "no amount of memory"),
         (EngineConfig, "memory", "2.5", r"'2\.5' is no fraction: write at most 1\.0, or a unit, as in 2\.5GiB"),
         (EngineConfig, "memory", float("nan"), "no amount of memory"),

@@ -255,3 +255,14 @@ def test_head_is_get_without_a_body(front: LiveFront, path: str) -> None:
 def test_an_assistant_may_have_said_nothing(front: LiveFront) -> None:
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}, {"role": "user", "content": "y"}]
     assert post(front.url, "/v1/chat/completions", {"messages": said, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.filterwarnings("error")
+def test_root_path_may_be_there_or_not() -> None:
+    with live(root_path="/llm", api_key=("k",)) as front:
+        for prefix in ("", "/llm"):
+            key = {"Authorization": "Bearer k"}
+            assert http.get(f"{front.url}{prefix}/v1/models", headers=key).json()["data"][0]["id"] == "fake"
+            assert http.get(f"{front.url}{prefix}/v1/models").status_code == 401
+            assert http.get(f"{front.url}{prefix}/health").status_code == 200
+        assert http.get(f"{front.url}/llm/llm/v1/models", headers=key).status_code == 404

@@ -27,7 +27,7 @@ ROUTERS = [module.router for module in (system, completions, chat, models, token
 
 def create_app(service: Service) -> FastAPI:
     """All routes over ``service``, behind its keys."""
-    app = FastAPI(title="Quire", version=__version__, docs_url=None, redoc_url=None, root_path=service.config.root_path)
+    app = FastAPI(title="Quire", version=__version__, docs_url=None, redoc_url=None)
     app.state.service = service
     app.state.max_body_bytes = service.config.max_body_bytes
     for router in ROUTERS:
@@ -43,7 +43,7 @@ def create_app(service: Service) -> FastAPI:
             expose_headers=["X-Request-Id", WARNING_HEADER, "Retry-After"],
         )  # fmt: skip
     app.add_middleware(Account, service=service)
-    app.add_middleware(HeadAsGet)
+    app.add_middleware(Entrance, root_path=service.config.root_path)
     return app
 
 
@@ -59,15 +59,21 @@ async def no_such_route(scope: Scope, receive: Receive, send: Send) -> None:
     raise ApiError(404, f"There is no such route.{suggestion(get_route_path(scope), paths, likeness=0.8)}")
 
 
-class HeadAsGet:
-    """ASGI middleware that lets HEAD, which monitors send, take the routes of GET. uvicorn leaves out the body."""
+class Entrance:
+    """ASGI middleware that makes requests look as the routes expect them.
 
-    def __init__(self, app: ASGIApp) -> None:
+    HEAD, which monitors send, is GET (uvicorn leaves out the body); paths may begin with ``root_path``, or not.
+    """
+
+    def __init__(self, app: ASGIApp, root_path: str) -> None:
         self._app = app
+        self._root_path = root_path
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        head = scope["type"] == "http" and scope["method"] == "HEAD"
-        await self._app({**scope, "method": "GET"} if head else scope, receive, send)
+        seen = {**scope, "root_path": self._root_path}
+        if scope.get("method") == "HEAD":
+            seen["method"] = "GET"
+        await self._app(seen, receive, send)
 
 
 class Account:
