@@ -24,8 +24,8 @@ Every option can be given in four ways; the earlier wins:
 4. the default.
 
 `MODEL` stands for `--model`. Lengths read `8192`, `32k` (thousands) or `32K` (times 1,024). Unknown options are
-refused, naming the nearest; so are unknown lines of the file. An unknown `QUIRE_...` variable gets a warning. `quire
---version` prints the version.
+refused, naming the nearest; so are unknown lines of the file, which may hold options of several commands. An unknown
+`QUIRE_...` variable gets a warning. `quire --version` prints the version.
 """
 VARIABLES_HEAD = """Variables that are no options:
 

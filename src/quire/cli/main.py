@@ -60,10 +60,11 @@ def read_options(command: Command, argv: Sequence[str]) -> list[Any]:
     parser = make_parser(command)
     given, foreign = parser.parse(argv)
     config_file = given.pop("config", None)
-    configs, notes = from_sources(command.option_classes(), given, os.environ, config_file)
+    # A file or a variable may be meant for other commands too.
+    everywhere = [cls for each in COMMANDS for cls in each.option_classes()]
+    configs, notes = from_sources(command.option_classes(), given, os.environ, config_file, everywhere)
     notes += filter(None, (judge(option, value) for option, value in foreign))
-    # A variable may be meant for another command, so the options of all count.
-    notes += unknown_variables(os.environ, (cls for each in COMMANDS for cls in each.option_classes()))
+    notes += unknown_variables(os.environ, everywhere)
     for note in notes:
         print(f"quire {command.name}: note: {note}", file=sys.stderr)
     return configs
