@@ -15,7 +15,7 @@ help:
 	@echo "make test    run the tests (JOBS=4 in four processes, each of up to 7 GB; ARGS='tests/kv' some of them)"
 	@echo "make lint    style, types and layers"
 	@echo "make bench   run Quire beside llama.cpp on this machine's CPU"
-	@echo "make docs    build the documentation into site/"
+	@echo "make docs    write the generated pages of docs/ anew, build the documentation into site/"
 
 demo: $(VENV)/.installed
 	$(BIN)/python examples/demo.py
@@ -41,8 +41,7 @@ bench: $(VENV)/.installed-dev
 
 docs: $(VENV)/.installed-dev
 	$(PIP) install -q -c constraints.txt -e ".[docs]"
-	$(BIN)/python docs/generate_cli.py
-	$(BIN)/python docs/generate_models.py
+	$(BIN)/python docs/generate.py
 	$(BIN)/mkdocs build --strict
 
 $(VENV)/bin/python:
@@ -51,6 +50,7 @@ $(VENV)/bin/python:
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv failed; on Debian: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.installed: $(SOURCES) | $(VENV)/bin/python
+	@echo "Installing; compiling the CPU kernels takes a minute or four, once"
 	$(PIP) install -c constraints.txt -e ".[demo]"
 	@touch $@
 
@@ -59,4 +59,4 @@ $(VENV)/.installed-dev: $(SOURCES) | $(VENV)/bin/python
 	@touch $(VENV)/.installed $@
 
 clean:
-	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build site .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info src/quire/ops/cpu/_kernels.*.so

@@ -1,20 +1,19 @@
-"""Write docs/cli.md from the declared commands and options: ``python docs/generate_cli.py`` (``make docs`` runs it)."""
+"""The text of docs/cli.md, from the declared commands and options; docs/generate.py writes it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 from quire.cli.command import Command
 from quire.cli.commands import COMMANDS
 from quire.config.flags import default_text, value_text
 from quire.config.foreign import FOREIGN, Foreign
 from quire.config.options import OptionSpec, specs_of
+from quire.config.variables import OTHER_VARIABLES
 
-TARGET = Path(__file__).with_name("cli.md")
 HEAD = """# Command line
 
-<!-- Made by docs/generate_cli.py from the declarations in src/quire/config; change those. -->
+<!-- Made by `make docs` from the declarations in src/quire/config; change those. -->
 
 Every option can be given in four ways; the earlier wins:
 
@@ -25,7 +24,13 @@ Every option can be given in four ways; the earlier wins:
 4. the default.
 
 `MODEL` stands for `--model`. Lengths read `8192`, `32k` (thousands) or `32K` (times 1,024). Unknown options are
-refused, naming the nearest. `quire --version` prints the version.
+refused, naming the nearest; so are unknown lines of the file, which may hold options of several commands. An unknown
+`QUIRE_...` variable gets a warning. `quire --version` prints the version.
+"""
+VARIABLES_HEAD = """Variables that are no options:
+
+| variable | meaning |
+|---|---|
 """
 FOREIGN_HEAD = """## Options of vLLM
 
@@ -37,15 +42,12 @@ other ends in a sentence with the reason.
 """
 
 
-def main() -> None:
-    TARGET.write_text(page())
-
-
 def page() -> str:
     """The whole of docs/cli.md."""
     sections = [section(command) for command in COMMANDS]
     rows = "\n".join(foreign_row(f) for f in FOREIGN)
-    return "\n".join([HEAD, *sections, FOREIGN_HEAD + rows]) + "\n"
+    variables = "".join(f"| `{name}` | {meaning} |\n" for name, meaning in OTHER_VARIABLES.items())
+    return "\n".join([HEAD, VARIABLES_HEAD + variables, *sections, FOREIGN_HEAD + rows]) + "\n"
 
 
 def section(command: Command) -> str:
@@ -81,7 +83,3 @@ def foreign_row(foreign: Foreign) -> str:
 
 def escaped(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-if __name__ == "__main__":
-    main()

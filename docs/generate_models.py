@@ -1,4 +1,4 @@
-"""Write the table of families into docs/models.md: ``python docs/generate_models.py`` (``make docs`` runs it)."""
+"""The table of families in docs/models.md, from the families and their tests; docs/generate.py writes it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,14 @@ from typing import Any
 
 from quire.model.families import FAMILIES
 
-TARGET = Path(__file__).with_name("models.md")
+MODELS = Path(__file__).with_name("models.md")
 START, END = "change those. -->\n", "\n<!-- end -->"
 HEAD = "\n| models | `model_type` | what is special | variants tested |\n|---|---|---|---|\n"
 
 
-def main() -> None:
-    TARGET.write_text(page())
-
-
 def page() -> str:
     """The whole of docs/models.md, with a new table."""
-    before, _, rest = TARGET.read_text().partition(START)
+    before, _, rest = MODELS.read_text().partition(START)
     return before + START + HEAD + table() + END + rest.partition(END)[2]
 
 
@@ -46,7 +42,7 @@ def summary(family: Any) -> str:
 
 def variants() -> dict[str, list[str]]:
     """``model_type`` -> names of the models in the tests."""
-    sys.path.insert(0, str(TARGET.parents[1]))
+    sys.path.insert(0, str(MODELS.parents[1]))
     from tests.model import test_families, test_moe_families, test_renamed_families
 
     found: dict[str, list[str]] = {}
@@ -56,7 +52,3 @@ def variants() -> dict[str, list[str]]:
     for name, (model_type, _) in test_renamed_families.MODELS.items():
         found.setdefault(model_type, []).append(name)
     return found
-
-
-if __name__ == "__main__":
-    main()

@@ -16,7 +16,7 @@ from openai import AsyncOpenAI
 from rich.console import Console
 from rich.table import Table
 
-from quire.cli.child import quire_server
+from quire.cli.child import ChildFailed, quire_server
 from quire.cli.main import main as quire
 
 MAX_TOKENS = 96
@@ -120,4 +120,9 @@ def show_figures(answers: list[Answer], ready: float, wall: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except ChildFailed as error:
+        sys.exit(str(error))
+    except KeyboardInterrupt:
+        sys.exit("Stopped.")

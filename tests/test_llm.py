@@ -85,7 +85,15 @@ def test_a_bad_prompt_stops_nothing(llm: LLM) -> None:
         llm.generate("Hello", SamplingParams(max_tokens=10_000), use_tqdm=False)
     with pytest.raises(ValueError, match="2 prompts"):
         llm.generate(["a", "b"], [GREEDY], use_tqdm=False)
+    with pytest.raises(ParameterError, match="sampling_params must be SamplingParams, not dict"):
+        llm.generate(["a"], [{"max_tokens": 3}], use_tqdm=False)  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="1 prompts need 1 priorities, not 2"):
+        llm.generate("a", GREEDY, use_tqdm=False, priority=[1, 2])
+    for nothing in (None, 5, b"abc", [None], [b"abc"]):
+        with pytest.raises(ParameterError, match="prompt must be a text, a list of token ids, or a dict"):
+            llm.generate(nothing, GREEDY, use_tqdm=False)  # type: ignore[arg-type]
     assert llm.generate("The capital of France is", GREEDY, use_tqdm=False)[0].finished
+    assert len(llm.generate((text for text in ("a", "b")), GREEDY, use_tqdm=False)) == 2  # type: ignore[arg-type]
 
 
 def test_chat(llm: LLM) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -119,6 +119,8 @@ class LLM:
             each = list(params)
         if len(each) != len(prompts):
             raise ValueError(f"{len(prompts)} prompts need one SamplingParams, or {len(prompts)}, not {len(each)}.")
+        if priority is not None and len(priority) != len(prompts):
+            raise ValueError(f"{len(prompts)} prompts need {len(prompts)} priorities, not {len(priority)}.")
         jobs = [
             Job(self._front, self._processor, str(next(self._ids)), prompt, p, priority[i] if priority else 0)
             for i, (prompt, p) in enumerate(zip(prompts, each, strict=True))
@@ -155,7 +157,8 @@ class LLM:
 
 
 def _prompt_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    """One prompt or several: a list of ints is one prompt."""
-    if isinstance(prompts, (str, Mapping)) or (prompts and isinstance(prompts[0], int)):
-        return [prompts]  # type: ignore[list-item]
-    return list(prompts)  # type: ignore[arg-type]
+    """One prompt or several: a list of ints is one prompt. What is no prompt is left to the processor to refuse."""
+    if isinstance(prompts, (str, bytes, Mapping)) or not isinstance(prompts, Iterable):
+        return [prompts]
+    several: list[Any] = list(prompts)
+    return [several] if several and isinstance(several[0], int) else several

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -99,6 +100,16 @@ def test_where_nothing_can_be_written_is_said_before_the_work(
     error = capsys.readouterr().err
     assert f"{tmp_path / place} " in error
     assert "name a file in" in error
+
+
+@pytest.mark.parametrize("place", ["x" * 300, "/proc/x/y"])
+def test_where_the_system_refuses_is_said_in_one_sentence(
+    place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "prompts.txt").write_text("one prompt")
+    assert main(["generate", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / place)]) == 2
+    first = capsys.readouterr().err.splitlines()[0]
+    assert re.fullmatch(r"quire generate: error: --output: .*can't (be written|write).*\.", first)
 
 
 def test_serve_refuses_a_bad_checkpoint_in_one_line(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 
@@ -157,3 +158,20 @@ def test_a_refused_text_is_not_printed(url: str, capsys: pytest.CaptureFixture[s
     assert capsys.readouterr() == ("cut[cut]\n", broken)
     assert main(["complete", "--url", url, "-q", "good"]) == 0
     assert capsys.readouterr().out == "good[good]\n"
+
+
+def test_lines_of_a_pipe_are_answered_without_a_prompt_sign(url: str) -> None:
+    command = [sys.executable, "-m", "quire", "chat", "--url", url]
+    done = subprocess.run(command, input="one\ntwo\n", capture_output=True, text=True, timeout=PATIENCE)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "[one]\n[one|[one]|two]\n", "")
+
+
+def test_variables_of_a_server_of_the_user_s_own_don_t_count(
+    monkeypatch: pytest.MonkeyPatch, smollm2_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model on the command line wins over the variable, and the server is where this process looks for it."""
+    elsewhere = {"MODEL": "./nope.gguf", "UDS": "/nowhere/s", "PORT": "1", "API_KEY": "k", "SSL_KEYFILE": "/nowhere/k"}
+    for name, value in elsewhere.items():
+        monkeypatch.setenv(f"QUIRE_{name}", value)
+    assert main(["complete", str(smollm2_path), "-q", "Two plus two is", "--max-tokens", "3", "--api-key", "k"]) == 0
+    assert capsys.readouterr().out.startswith("Two plus two is")

@@ -37,6 +37,7 @@ def serve(line: str) -> tuple[EngineConfig, ServerConfig]:
         ("--port 9000 org/model", {"model": "org/model", "port": 9000}),
         ("--port 9000 org/model --seed 3", {"model": "org/model", "port": 9000, "seed": 3}),
         ("m --model m", {"model": "m"}),
+        ("--port 9000 -- org/model", {"model": "org/model", "port": 9000}),
         ("--max-model-len 8k", {"max_model_len": 8000}),
         ("--max_model_len=8K", {"max_model_len": 8192}),
         ("--max-model-len -1", {"max_model_len": None}),
@@ -80,6 +81,7 @@ def test_serve_line(line: str, expected: dict[str, Any]) -> None:
         ("a b", "Unexpected argument 'b'"),
         ("a --model b", "given twice"),
         ("--port", "[Ee]xpected one argument"),
+        ("--enable-prefix-caching=false", "--no-enable-prefix-caching: a switch takes no value"),
         ("--port ninety", "--port takes a whole number"),
         ("--trust-remote-code", "never runs code"),
         ("-q w4", "must be one of"),
@@ -94,6 +96,11 @@ def test_serve_line(line: str, expected: dict[str, Any]) -> None:
 def test_serve_refuses(line: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         serve(line)
+
+
+def test_a_dash_stands_for_standard_input() -> None:
+    generate = next(c for c in COMMANDS if c.name == "generate")
+    assert read_options(generate, ["-", "-o", "-"])[0].input == "-"
 
 
 def test_harmless_foreign_flags_are_noted(capsys: pytest.CaptureFixture[str]) -> None:

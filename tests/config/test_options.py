@@ -50,7 +50,10 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "max_model_len", "9" * 12 + "M", "at most"),
         (EngineConfig, "max_model_len", "long", "no length"),
         (EngineConfig, "memory", "lots", "no amount of memory"),
+        (ServerConfig, "root_path", "llm", "--root-path must begin with / and not end with it"),
+        (ServerConfig, "root_path", "/llm/", "--root-path must begin with /"),
         (EngineConfig, "memory", "0", "no amount of memory"),
+        (EngineConfig, "memory", "2.5", r"'2\.5' is no fraction: write at most 1\.0, or a unit, as in 2\.5GiB"),
         (EngineConfig, "memory", float("nan"), "no amount of memory"),
         (EngineConfig, "memory", -0.5, "no amount of memory"),
         (EngineConfig, "scheduling_policy", "lifo", "must be one of fcfs, priority"),
@@ -63,6 +66,7 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (ServerConfig, "shutdown_timeout", "inf", "a number"),
         (ServerConfig, "shutdown_timeout", float("nan"), "a number"),
         (ServerConfig, "api_key", "", "must not be empty"),
+        (ServerConfig, "api_key", ("good", "bad "), "nor begin or end with a blank"),
         (ServerConfig, "ssl_keyfile", "key.pem", "given together"),
     ],
 )

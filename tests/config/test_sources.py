@@ -63,6 +63,17 @@ def test_bad_file(tmp_path: Path, text: str, words: str) -> None:
         from_sources(CLASSES, {}, {}, str(file))
 
 
+def test_one_file_serves_several_commands(tmp_path: Path) -> None:
+    file = tmp_path / "serve.yaml"
+    file.write_text("seed: 1\nport: 9000\n")
+    (engine,), notes = from_sources((EngineConfig,), {}, {}, str(file), CLASSES)
+    assert engine.seed == 1
+    assert notes == ["port is an option of other commands and has no effect here."]
+    file.write_text("prot: 9000\n")
+    with pytest.raises(ConfigError, match=r"prot is no option\."):
+        from_sources((EngineConfig,), {}, {}, str(file), CLASSES)
+
+
 def test_an_error_names_the_variable_unless_a_flag_won() -> None:
     with pytest.raises(ConfigError, match=r"^QUIRE_PORT: --port takes a whole number, not 'x'\.$"):
         from_sources(CLASSES, {}, {"QUIRE_PORT": "x"})

@@ -87,7 +87,7 @@ class FakeEngine:
     def __init__(self, delay: float = 0.0, batch: int = 1) -> None:
         self.delay = delay
         self.batch = batch
-        self.stats = EngineStats(total_pages=100, free_pages=100, last_step_time=time.time())
+        self.stats = EngineStats(total_pages=100, free_pages=100)
         self.running: dict[str, bool] = {}
         self.aborted: list[str] = []
         self.seen: list[EngineRequest] = []

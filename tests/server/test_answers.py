@@ -242,3 +242,27 @@ def test_models(front: LiveFront) -> None:
     assert one == listed["data"][0]
     assert one["max_model_len"] == 512
     assert http.get(front.url + "/v1/models/x/y").status_code == 404
+
+
+@pytest.mark.parametrize("path", ["/health", "/ready", "/metrics", "/v1/models", "/v1/models/fake"])
+def test_head_is_get_without_a_body(front: LiveFront, path: str) -> None:
+    whole, head = http.get(front.url + path), http.head(front.url + path)
+    assert (head.status_code, head.content) == (200, b"")
+    assert head.headers.get("content-type") == whole.headers.get("content-type")
+    assert http.head(front.url + "/v1/completions").status_code == 405
+
+
+def test_an_assistant_may_have_said_nothing(front: LiveFront) -> None:
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": None}, {"role": "user", "content": "y"}]
+    assert post(front.url, "/v1/chat/completions", {"messages": said, "max_tokens": 1}).status_code == 200
+
+
+@pytest.mark.filterwarnings("error")
+def test_root_path_may_be_there_or_not() -> None:
+    with live(root_path="/llm", api_key=("k",)) as front:
+        for prefix in ("", "/llm"):
+            key = {"Authorization": "Bearer k"}
+            assert http.get(f"{front.url}{prefix}/v1/models", headers=key).json()["data"][0]["id"] == "fake"
+            assert http.get(f"{front.url}{prefix}/v1/models").status_code == 401
+            assert http.get(f"{front.url}{prefix}/health").status_code == 200
+        assert http.get(f"{front.url}/llm/llm/v1/models", headers=key).status_code == 404

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -154,6 +155,14 @@ def test_exposed_servers_need_a_key() -> None:
 def test_a_taken_port_is_told_in_one_sentence() -> None:
     with bind(ServerConfig(port=0)) as sock, pytest.raises(ConfigError, match="Can't listen on"):
         bind(ServerConfig(port=sock.getsockname()[1]))
+
+
+def test_a_unix_socket_is_taken_over_from_a_dead_server_only(tmp_path: Path) -> None:
+    config = ServerConfig(uds=str(tmp_path / "s"))
+    with bind(config), pytest.raises(ConfigError, match=r"Can't listen on .*/s: Address already in use\."):
+        bind(config)
+    with bind(config) as sock:
+        assert sock.getsockname() == config.uds
 
 
 def test_keys_are_not_kept() -> None:

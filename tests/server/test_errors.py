@@ -14,7 +14,7 @@ from front_harness import events, http, live, post
 from quire.engine.errors import EngineDead, QueueFull
 
 C, H = "/v1/completions", "/v1/chat/completions"
-PATHLIKE = re.compile(r"(^|[\s\"'(:])/\w|0x[0-9a-f]{4}|Traceback|File \"|\.py\b")
+PATHLIKE = re.compile(r"(^|[\s\"'(:])/(?!v1/)\w|0x[0-9a-f]{4}|Traceback|File \"|\.py\b")
 SECRET = "s3cr3t-input"
 
 # path, body, status, param, sentence
@@ -110,6 +110,9 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
      "messages[0].role must be one of system, developer, user, assistant."),
     (H, {"messages": [{"role": "tool", "content": "x"}]}, 400, "messages[0].role",
      "messages[0].role tool is not supported yet: tools are missing."),
+    *((H, {"messages": [{"role": "user", "content": "x"}, message]}, 400, "messages[1].content",
+       "messages[1].content is required.")
+      for message in ({"role": "user"}, {"role": "user", "content": None}, {"role": "developer"})),
     (H, {"messages": [{"role": "user", "content": 5}]}, 400, "messages[0].content",
      "messages[0].content must be a text or a list of text parts."),
     (H, {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": SECRET}}]}]}, 400,
@@ -141,6 +144,11 @@ CASES: list[tuple[str, Any, int, str | None, str]] = [
     ("/detokenize", {"tokens": [2**31]}, 400, "tokens", "tokens must hold token ids from 0 to 259."),
     ("/detokenize", {"tokens": ["a"]}, 400, "tokens", "tokens must be a list of token ids, each an integer."),
     ("/nope", {}, 404, None, "There is no such route."),
+    ("/" + "x" * 5000, {}, 404, None, "There is no such route."),
+    ("/v1/embeddings", {}, 404, None, "There is no such route."),
+    ("/chat/completions", {}, 404, None, "There is no such route. Did you mean /v1/chat/completions?"),
+    ("/models", {}, 404, None, "There is no such route. Did you mean /v1/models?"),
+    ("/v1/v1/completions", {}, 404, None, "There is no such route. Did you mean /v1/completions?"),
     ("/v1/models", {}, 405, None, "This route does not take this method."),
     ("/v1/requests/none/cancel", {}, 404, "request_id", "No request of that id is running."),
 ]  # fmt: skip

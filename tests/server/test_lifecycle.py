@@ -145,6 +145,18 @@ def test_shutdown_timeout(smollm2_path: Path) -> None:
         assert server.wait(10) == 0
 
 
+def test_ctrl_c_reaches_only_the_front(smollm2_path: Path) -> None:
+    """A terminal sends it to all of the foreground's session: the engine, which may still import, is in another."""
+    server = LiveServer(str(smollm2_path), *SMALL)
+    try:
+        front, deadline = server.process.pid, time.monotonic() + 10
+        while not (pids := children(front)) or any(os.getsid(pid) == os.getsid(front) for pid in pids):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        server.stop()
+
+
 def test_signal_while_starting(smollm2_path: Path) -> None:
     server = LiveServer(str(smollm2_path), *SMALL)
     time.sleep(1.5)

@@ -1,6 +1,10 @@
-"""Strings on which tokenizers go wrong."""
+"""Strings on which tokenizers go wrong, and how the original models spell a text before they cut it."""
 
 from __future__ import annotations
+
+import random
+import unicodedata
+from collections.abc import Callable
 
 HARD_STRINGS = [
     "",
@@ -63,3 +67,28 @@ HARD_STRINGS = [
     "ΑΣ İstanbul ıI ǅ ŉ",
     "\u0915\u094d\u0937 \u0e33 \u1100\u1161\u11a8 \uac01",
 ]
+
+_PIECES = [
+    *"abZéß中文한👍\u0301\u200d▁<|>_09٣½.,!-/ſİﬁⅧ\U00020000\ufeff",
+    *("'s", "'S", "’s", "\u0915\u094d", "ก็", "<|im_end|>", "<eos>", "</s>", "<0x0A>", "<|endoftext|>"),
+]
+_BLANKS = [" ", "  ", "\n", "\t", "\r\n", "\u00a0", "\u3000", "\u2028", "\x00", "\x7f", "\x85", "\x0b", "\x1c"]
+
+
+def _mixed(count: int) -> list[str]:
+    rng = random.Random(99)
+    return ["".join(rng.choices([*_PIECES, *_BLANKS], k=rng.randrange(2, 30))) for _ in range(count)]
+
+
+CORPUS = [*HARD_STRINGS, *_mixed(80)]
+
+NORMAL_FORMS: dict[str, Callable[[str], str]] = {
+    "smollm2": lambda text: text,
+    "qwen": lambda text: unicodedata.normalize("NFC", text),
+    "gemma": lambda text: text.replace("▁", " "),
+}
+
+
+def golden_texts(name: str) -> list[str]:
+    """The corpus, and the normal forms of its strings where they are others."""
+    return list(dict.fromkeys([*CORPUS, *map(NORMAL_FORMS[name], CORPUS)]))

@@ -12,6 +12,7 @@ from quire.engine.admission import Limits
 from quire.params import ParameterError, SamplingParams
 from quire.text.front import TextFront, open_front
 from quire.text.prompt import EncodedPrompt, ModelFacts, Processor, derive_seed
+from quire.weights.errors import SourceError
 
 CONTEXT = 128
 LIMITS = Limits(CONTEXT, 49152, 20)
@@ -26,6 +27,11 @@ def front(smollm2_path: Path) -> TextFront:
 @pytest.fixture(scope="module")
 def processor(front: TextFront) -> Processor:
     return front.processor(LIMITS)
+
+
+def test_a_tokenizer_that_is_not_there_is_called_that(smollm2_path: Path) -> None:
+    with pytest.raises(SourceError, match=r"^--tokenizer: There is no model at '\./nope'"):
+        open_front(EngineConfig(tokenizer="./nope"), smollm2_path)
 
 
 def test_all_forms_of_a_prompt_give_the_same_ids(processor: Processor) -> None:

@@ -19,24 +19,18 @@ from quire.text.gguf_tokenizer import tokenizer_from_gguf
 from quire.text.tokenizer import Tokenizer, load_tokenizer
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
-from tests.text.corpus import HARD_STRINGS
+from tests.text.corpus import CORPUS, HARD_STRINGS, NORMAL_FORMS, golden_texts
 from tests.weights.gguf_builder import tiny_llama
 
 GOLDEN = Path(__file__).parent / "golden"
 MODELS = ["smollm2", "qwen", "gemma"]
 
-# Where llama.cpp differs from the original model, by a piece of the text and why; the original's rule holds.
-LLAMA_CPP_DIFFERS: dict[str, dict[str, str]] = {
-    "smollm2": {},
-    "qwen": {
-        "e\u0301 a\u0308": "the original composes characters (NFC)",
-        "\u0915\u094d\u0937": "the original composes characters (NFC)",
-        "<s>[INST]": "</s> is no special token of the original",
-    },
-    "gemma": {
-        "▁ literal": "the space sign is the same as a space in the original",
-    },
-}
+# Where llama.cpp differs from the original model beyond the normal form of the text (NORMAL_FORMS): </s> is no token of
+# Qwen's vocabulary, but llama.cpp makes it one; in Gemma's it is an HTML tag, which llama.cpp reads as a control token.
+# Keyed by model and by whether control tokens that are spelt out are parsed.
+ONLY_IN_LLAMA_CPP = {("qwen", True): "</s>", ("gemma", False): "</s>"}
+# The original Gemma finds these tokens before it replaces spaces; here only its published tokenizer is the oracle.
+BEFORE_THE_NORMAL_FORM = {"gemma": "▁▁"}
 # Qwen3's file is the oracle for Qwen2.5's: it has two more added tokens.
 NOT_IN_QWEN2 = "<think>"
 
@@ -51,42 +45,45 @@ def named(request: pytest.FixtureRequest) -> tuple[str, Tokenizer]:
     return request.param, loaded(request.getfixturevalue(f"{request.param}_path"))
 
 
-def golden(name: str) -> list[dict[str, Any]]:
-    cases: list[dict[str, Any]] = json.loads((GOLDEN / f"{name}.json").read_text())
-    assert [case["text"] for case in cases] == HARD_STRINGS, "run golden/make.py again"
+def golden(name: str) -> dict[str, dict[str, Any]]:
+    cases = {case["text"]: case for case in json.loads((GOLDEN / f"{name}.json").read_text())}
+    assert list(cases) == golden_texts(name), "run golden/make.py again"
     return cases
 
 
-def reason(name: str, text: str) -> str | None:
-    return next((why for piece, why in LLAMA_CPP_DIFFERS[name].items() if piece in text), None)
-
-
-def test_ids_equal_llama_cpp(named: tuple[str, Tokenizer]) -> None:
+@pytest.mark.parametrize("parse_special", [True, False])
+def test_ids_equal_llama_cpp(named: tuple[str, Tokenizer], parse_special: bool) -> None:
+    """Of the text's normal form, which llama.cpp doesn't make itself."""
     name, tokenizer = named
-    for case in golden(name):
-        ids = tokenizer.encode(case["text"], add_special_tokens=False)
-        assert (ids == case["llama_cpp"]) == (reason(name, case["text"]) is None), case["text"]
+    cases, normal_form = golden(name), NORMAL_FORMS[name]
+
+    def llama_cpp(text: str) -> list[int]:
+        ids: list[int] = cases[text]["llama_cpp"]
+        return ids if parse_special else cases[text].get("llama_cpp_plain", ids)
+
+    token = ONLY_IN_LLAMA_CPP.get((name, parse_special), "no such text")
+    early = BEFORE_THE_NORMAL_FORM.get(name, "no such text")
+    for text in (text for text in CORPUS if early not in text):
+        ids = tokenizer.encode(text, add_special_tokens=False, parse_special=parse_special)
+        assert (ids == llama_cpp(normal_form(text))) == (token not in text), text
 
 
-def test_ids_of_plain_text_equal_llama_cpp(named: tuple[str, Tokenizer]) -> None:
-    """Special tokens that are spelt out are text; but </s> is an HTML tag in Gemma, which llama.cpp overlooks."""
-    name, tokenizer = named
-    for case in golden(name):
-        ids = tokenizer.encode(case["text"], add_special_tokens=False, parse_special=False)
-        expected = case.get("llama_cpp_plain", case["llama_cpp"])
-        differs = reason(name, case["text"]) is not None or (name == "gemma" and "</s>" in case["text"])
-        assert differs or ids == expected, case["text"]
-        assert name == "gemma" or not set(ids) & tokenizer.special_ids
+def test_control_tokens_that_are_spelt_out_are_text(named: tuple[str, Tokenizer]) -> None:
+    _, tokenizer = named
+    for text in CORPUS:
+        ids = tokenizer.encode(text, add_special_tokens=False, parse_special=False)
+        assert not set(ids) & tokenizer.special_ids, text
 
 
 @pytest.mark.parametrize("name", ["qwen", "gemma"])
 def test_ids_equal_the_published_tokenizer(name: str, request: pytest.FixtureRequest) -> None:
     tokenizer = loaded(request.getfixturevalue(f"{name}_path"))
-    for case in golden(name):
-        if name == "qwen" and NOT_IN_QWEN2 in case["text"]:
+    cases = golden(name)
+    for text in HARD_STRINGS:
+        if name == "qwen" and NOT_IN_QWEN2 in text:
             continue
-        expected = case.get("original", case["llama_cpp"])
-        assert tokenizer.encode(case["text"], add_special_tokens=False) == expected, case["text"]
+        expected = cases[text].get("original", cases[text]["llama_cpp"])
+        assert tokenizer.encode(text, add_special_tokens=False) == expected, text
 
 
 def test_smollm2_equals_a_tokenizer_of_the_originals_parts(smollm2_path: Path) -> None:
@@ -104,7 +101,7 @@ def test_smollm2_equals_a_tokenizer_of_the_originals_parts(smollm2_path: Path) -
     original.decoder = decoders.ByteLevel()
     original.add_special_tokens(tokens[:17])
     ours = loaded(smollm2_path)
-    for text in [*HARD_STRINGS, *random_texts(300)]:
+    for text in [*CORPUS, *random_texts(300)]:
         assert ours.encode(text) == original.encode(text).ids, text
 
 
@@ -168,7 +165,7 @@ def test_ends_are_added_where_the_model_wants_them(named: tuple[str, Tokenizer])
 
 def test_decoding_gives_the_text_back(named: tuple[str, Tokenizer]) -> None:
     name, tokenizer = named
-    for text in [*HARD_STRINGS, *random_texts(100)]:
+    for text in [*CORPUS, *random_texts(100)]:
         for parse in (True, False):
             decoded = tokenizer.decode(tokenizer.encode(text, False, parse), skip_special_tokens=False)
             wanted = normalizers.NFC().normalize_str(text) if name == "qwen" else text

@@ -15,6 +15,8 @@ from types import TracebackType
 from typing import Self
 
 from quire.client import ApiClient
+from quire.config.options import specs_of
+from quire.config.server import ServerConfig
 
 START_SECONDS = 600.0
 STOP_SECONDS = 40.0
@@ -90,10 +92,14 @@ class ServerProcess:
 
 
 def quire_server(flags: Sequence[str] = (), environment: Mapping[str, str] | None = None) -> ServerProcess:
-    """``quire serve`` with these flags on a free port of the loopback interface, open to this user's processes."""
+    """``quire serve`` with these flags on a free port of the loopback interface, open to this user's processes.
+
+    Variables that set up a server of the user's own don't count; those of the engine do.
+    """
     port = free_port()
     command = [sys.executable, "-m", "quire", "serve", "--host", "127.0.0.1", "--port", str(port), *flags]
-    return ServerProcess(command, port, {"QUIRE_API_KEY": "", "VLLM_API_KEY": "", **(environment or {})})
+    unset = {name: "" for spec in specs_of(ServerConfig) for name in spec.env_names}
+    return ServerProcess(command, port, {**unset, **(environment or {})})
 
 
 def free_port() -> int:

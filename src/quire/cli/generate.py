@@ -12,7 +12,7 @@ from typing import IO, Any
 from quire.cli.prompts import FilePrompt, read_prompts
 from quire.config.client import GenerateConfig, SamplingConfig
 from quire.config.engine import EngineConfig
-from quire.config.options import changed
+from quire.config.options import ConfigError, changed
 from quire.outputs import RequestOutput
 
 
@@ -21,12 +21,18 @@ def run(files: GenerateConfig, engine: EngineConfig, sampling: SamplingConfig) -
     with contextlib.ExitStack() as stack:
         out: IO[str] = sys.stdout
         if files.output != "-":
-            target = Path(files.output)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            out = stack.enter_context(target.open("w", encoding="utf-8"))
+            out = stack.enter_context(opened(Path(files.output)))
         for prompt, result in zip(prompts, answer(engine, prompts), strict=True):
             out.write(json.dumps(record(prompt, result), ensure_ascii=False) + "\n")
     return 0
+
+
+def opened(target: Path) -> IO[str]:
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        return target.open("w", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError("output", f"--output: can't write {target}: {error.strerror}.") from None
 
 
 def answer(engine: EngineConfig, prompts: Sequence[FilePrompt]) -> list[RequestOutput]:

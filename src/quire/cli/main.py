@@ -55,12 +55,17 @@ def read_options(command: Command, argv: Sequence[str]) -> list[Any]:
     """One config for each option class of ``command``; raises ``ConfigError``."""
     from quire.config.foreign import judge
     from quire.config.sources import from_sources
+    from quire.config.variables import unknown_variables
 
     parser = make_parser(command)
     given, foreign = parser.parse(argv)
     config_file = given.pop("config", None)
-    configs, notes = from_sources(command.option_classes(), given, os.environ, config_file)
-    for note in filter(None, (*notes, *(judge(option, value) for option, value in foreign))):
+    # A file or a variable may be meant for other commands too.
+    everywhere = [cls for each in COMMANDS for cls in each.option_classes()]
+    configs, notes = from_sources(command.option_classes(), given, os.environ, config_file, everywhere)
+    notes += filter(None, (judge(option, value) for option, value in foreign))
+    notes += unknown_variables(os.environ, everywhere)
+    for note in notes:
         print(f"quire {command.name}: note: {note}", file=sys.stderr)
     return configs
 

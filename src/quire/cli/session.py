@@ -12,7 +12,7 @@ from quire.cli.child import quire_server
 from quire.client import ApiClient, ServerError
 from quire.config.client import ClientConfig, SamplingConfig
 from quire.config.engine import ModelSource
-from quire.config.options import changed
+from quire.config.options import specs_of
 from quire.params import SamplingParams
 
 Ask = Callable[[ApiClient, str, str], Coroutine[Any, Any, None]]
@@ -26,7 +26,8 @@ def run_session(source: ModelSource, client: ClientConfig, sampling: SamplingCon
         if client.quick is not None:
             runner.run(ask(api, model, client.quick))
             return 0
-        print(f"{model}. An empty line or Ctrl-D leaves, Ctrl-C ends an answer.", file=sys.stderr)
+        if sys.stdin.isatty():
+            print(f"{model}. An empty line or Ctrl-D leaves, Ctrl-C ends an answer.", file=sys.stderr)
         # The line is read outside the event loop, which would keep Ctrl-C from a thread that waits for input.
         while line := _read_line():
             try:
@@ -53,10 +54,14 @@ def _server(runner: asyncio.Runner, source: ModelSource, client: ClientConfig) -
 
 def _environment(source: ModelSource) -> dict[str, str]:
     """The source as variables for the child: unlike flags, they don't show the token to other users."""
-    return {f"QUIRE_{name.upper()}": str(value) for name, value in changed(source).items()}
+    values = ((spec.env_names[0], getattr(source, spec.name)) for spec in specs_of(ModelSource))
+    return {name: "" if value is None else str(value) for name, value in values}
 
 
 def _read_line() -> str:
+    """What the user types next, or the next line of a pipe; empty at the end."""
+    if not sys.stdin.isatty():
+        return sys.stdin.readline().strip()
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401 - gives input() arrow keys and a history
     try:

@@ -37,6 +37,7 @@ class FlagParser(argparse.ArgumentParser):
         self.positionals: list[str] = []
 
     def error(self, message: str) -> NoReturn:
+        message = re.sub("ignored explicit argument.*", "a switch takes no value: give one of its forms", message)
         raise ConfigError("", message[:1].upper() + message[1:] + ("" if message.endswith(".") else "."))
 
     def parse(self, argv: Sequence[str]) -> tuple[dict[str, Any], list[tuple[Foreign, Any]]]:
@@ -47,7 +48,9 @@ class FlagParser(argparse.ArgumentParser):
         # argparse of Python 3.11 drops an optional positional that comes after a flag, so they are placed here.
         places = iter(self.positionals)
         for token in rest:
-            if token.startswith("-"):
+            if token == "--":
+                continue
+            if token.startswith("-") and token != "-":
                 self._refuse(token.split("=", 1)[0])
             name = next(places, None)
             if name is None:

@@ -17,8 +17,12 @@ def cache_dir(name: str) -> Path:
 def check_output(option: str, path: str) -> None:
     """Raise ``ConfigError`` where no file can be written: known before the work is done whose result it is to take."""
     target = Path(path).absolute()
-    if target.is_dir():
-        raise ConfigError(option, f"--{option}: {path} is a folder; name a file in it.")
-    nearest = next(p for p in (target, *target.parents) if p.exists())
-    if (nearest != target and not nearest.is_dir()) or not os.access(nearest, os.W_OK):
+    try:
+        if target.is_dir():
+            raise ConfigError(option, f"--{option}: {path} is a folder; name a file in it.")
+        nearest = next(p for p in (target, *target.parents) if p.exists())
+        writable = (nearest == target or nearest.is_dir()) and os.access(nearest, os.W_OK)
+    except OSError as error:  # a name that is too long, a loop of links
+        raise ConfigError(option, f"--{option}: {path} can't be written: {error.strerror}.") from None
+    if not writable:
         raise ConfigError(option, f"--{option}: {path} can't be written; name a file in a folder that is yours.")

@@ -60,5 +60,7 @@ class ServerConfig(Options):
     def check(self) -> None:
         if (self.ssl_keyfile is None) != (self.ssl_certfile is None):
             raise ConfigError("ssl_certfile", "--ssl-keyfile and --ssl-certfile must be given together.")
-        if any(not key for key in self.api_key):
-            raise ConfigError("api_key", "--api-key must not be empty.")
+        if self.root_path and (not self.root_path.startswith("/") or self.root_path.endswith("/")):
+            raise ConfigError("root_path", "--root-path must begin with / and not end with it, as in /llm.")
+        if any(not key or key != key.strip() for key in self.api_key):
+            raise ConfigError("api_key", "--api-key must not be empty, nor begin or end with a blank.")

@@ -29,10 +29,12 @@ def from_sources(
     given: Mapping[str, Any],
     environ: Mapping[str, str],
     config_file: str | None = None,
+    elsewhere: Iterable[type] = (),
 ) -> tuple[list[Any], list[str]]:
     """Make one config of each class; ``given`` (the command line, by field name) wins over the rest.
 
-    Returns the configs and notes on YAML keys that were accepted without effect.
+    The file may hold options of the classes ``elsewhere`` too, so that one serves several commands. Returns the
+    configs and notes on YAML keys that were accepted without effect.
     """
     values: dict[str, Any] = {}
     notes: list[str] = []
@@ -40,7 +42,7 @@ def from_sources(
     if config_file is not None:
         content = read_yaml(config_file)
         try:
-            values, notes = _named_values(classes, content)
+            values, notes = _named_values(classes, content, elsewhere)
         except ConfigError as error:
             raise _said_of(config_file, error) from None
         origins = dict.fromkeys(values, config_file)
@@ -88,15 +90,18 @@ def read_yaml(path: str) -> dict[str, Any]:
     return content
 
 
-def suggestion(name: str, known: Iterable[str]) -> str:
-    """' Did you mean X?' for the nearest known name, or nothing."""
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f" Did you mean {near[0]}?" if near else ""
+def suggestion(name: str, known: Iterable[str], prefix: str = "", likeness: float = 0.6) -> str:
+    """' Did you mean X?' for the nearest known name, or nothing; ``prefix`` is what all names had before them."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=likeness)
+    return f" Did you mean {prefix}{near[0]}?" if near else ""
 
 
-def _named_values(classes: Sequence[type], named: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """``named`` values by field name, with the notes on foreign ones."""
+def _named_values(
+    classes: Sequence[type], named: Mapping[str, Any], elsewhere: Iterable[type] = ()
+) -> tuple[dict[str, Any], list[str]]:
+    """``named`` values by field name, with the notes on foreign ones and those of the classes ``elsewhere``."""
     by_name = {name: spec.name for spec in _all_specs(classes) for name in spec.names}
+    others = {name for spec in _all_specs(elsewhere) for name in spec.names}
     foreign = {name: f for f in FOREIGN for name in f.names}
     values: dict[str, Any] = {}
     notes: list[str] = []
@@ -112,6 +117,8 @@ def _named_values(classes: Sequence[type], named: Mapping[str, Any]) -> tuple[di
         elif name in foreign:
             note = judge(foreign[name], value)
             notes += [note] if note else []
+        elif name in others:
+            notes.append(f"{key} is an option of other commands and has no effect here.")
         else:
             raise ConfigError(name, f"{key} is no option.{suggestion(name, by_name)}")
     return values, notes

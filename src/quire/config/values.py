@@ -35,6 +35,8 @@ def memory_bytes(text: str, total: int) -> int | None:
     if not match or float(match[1]) == 0:
         raise ValueError(f"{text!r} is no amount of memory: write 20GiB, 800MB, a fraction such as 0.9, or auto.")
     value, unit = float(match[1]), match[2] or ""
-    if not unit and value <= 1:
-        return int(value * total)
-    return int(value * _BYTE_UNITS[unit])
+    if unit or (value > 1 and value.is_integer()):
+        return int(value * _BYTE_UNITS[unit])
+    if value > 1:
+        raise ValueError(f"{text!r} is no fraction: write at most 1.0, or a unit, as in {text.strip()}GiB.")
+    return int(value * total)

@@ -57,6 +57,8 @@ def fit_max_tokens(prompt_len: int, max_tokens: int | None, limits: Limits) -> i
 
 def check_params(params: SamplingParams, limits: Limits) -> None:
     """Raise ``ParameterError`` where the parameters don't fit the model."""
+    if not isinstance(params, SamplingParams):
+        raise ParameterError("sampling_params", f"sampling_params must be SamplingParams, not {type(params).__name__}.")
     params.check_against_model(limits.vocab_size, limits.max_logprobs)
 
 

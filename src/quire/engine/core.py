@@ -74,7 +74,7 @@ class EngineCore:
         self._landed = 0.0  # when the last one did, by the clock
         self._deltas: list[TokenDelta] = []  # endings since the last step
         self._faults = 0
-        self._counts = EngineStats(total_pages=self.kv.total_pages, last_step_time=time.time())
+        self._counts = EngineStats(total_pages=self.kv.total_pages)
 
     @property
     def has_work(self) -> bool:
@@ -219,7 +219,6 @@ class EngineCore:
         now = time.time()
         counts = self._counts
         counts.steps += 1
-        counts.last_step_time = now
         failed: set[Request] = set()
         for request, item in step.items.items():
             if item.void:

@@ -59,6 +59,7 @@ class Link:
             "quire.engine.main",
             stdin=asyncio.subprocess.PIPE,
             stdout=_STDERR,  # stdout belongs to the front
+            start_new_session=True,  # so does a terminal's Ctrl-C: here it would interrupt the first imports
         )
         stdin = self._process.stdin
         if stdin is not None:

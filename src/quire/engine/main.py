@@ -33,8 +33,7 @@ _LINGER_MS = 1000
 def main() -> None:
     boot = msgspec.json.decode(sys.stdin.buffer.readline(), type=Boot)
     _die_with_parent(boot.parent)
-    # Ctrl-C reaches the whole process group; the front decides what happens then.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # whoever interrupts all processes of the name: the front decides
     signal.signal(signal.SIGTERM, _exit_on_signal)
     faulthandler.enable()
     faulthandler.register(signal.SIGUSR1, all_threads=True)

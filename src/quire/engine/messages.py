@@ -100,7 +100,6 @@ class EngineStats(msgspec.Struct, tag="stats", omit_defaults=True):
     finished: dict[str, int] = {}
     free_pages: int = 0
     total_pages: int = 0
-    last_step_time: float = 0.0  # time.time() of the last step's end, for /ready
 
 
 class EngineReady(msgspec.Struct, tag="ready"):

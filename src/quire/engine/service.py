@@ -45,7 +45,6 @@ class EngineService:
             phases=runner.phases,
         )
         self._stats_due = 0.0
-        self._worked = False
 
     def handle(self, message: ClientMessage) -> DeltaBatch | Rejected | None:
         """Act on a message (but for ``Shutdown``, which is the caller's); returns the answer, if it has one."""

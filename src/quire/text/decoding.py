@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from tokenizers import Tokenizer
 from tokenizers.decoders import DecodeStream
 
-REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
 MAX_TAIL = 16  # ids of a prompt that can matter for how its continuation begins
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 

@@ -17,6 +17,7 @@ from quire.text.output import TokenNames
 from quire.text.prompt import ModelFacts, Processor
 from quire.text.tokenizer import Tokenizer, load_tokenizer
 from quire.weights.checkpoint import open_checkpoint
+from quire.weights.errors import SourceError
 from quire.weights.sources import locate
 
 logger = logging.getLogger("quire.text")
@@ -59,8 +60,7 @@ def open_front(config: EngineConfig, path: Path, chat_template: str | None = Non
     generation = checkpoint.generation_config
     tokenizer = template = None
     if not config.skip_tokenizer_init:
-        source = path if config.tokenizer is None else locate(replace(config, model=config.tokenizer))
-        tokenizer = load_tokenizer(source)
+        tokenizer = load_tokenizer(path if config.tokenizer is None else _tokenizer_source(config, config.tokenizer))
         template = load_chat_template(tokenizer, chat_template)
     ids = generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
     return TextFront(
@@ -71,6 +71,13 @@ def open_front(config: EngineConfig, path: Path, chat_template: str | None = Non
         sampling_defaults=_usable_defaults(generation),
         seed=config.seed,
     )
+
+
+def _tokenizer_source(config: EngineConfig, tokenizer: str) -> Path:
+    try:
+        return locate(replace(config, model=tokenizer))
+    except SourceError as error:
+        raise SourceError(f"--tokenizer: {error}") from None
 
 
 def _usable_defaults(generation: Mapping[str, Any]) -> dict[str, Any]:

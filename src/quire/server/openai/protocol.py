@@ -5,7 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, SkipValidation, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SkipValidation,
+    ValidationInfo,
+    WithJsonSchema,
+)
 
 from quire.params import ParameterError, SamplingParams
 from quire.server.openai.fields import (
@@ -137,8 +146,10 @@ class CompletionRequest(GenerationRequest):
     logprobs: Int | None = ranged("logprobs")
 
 
-def _content(value: Any) -> Any:
-    """Message content as one text; parts are joined by line breaks."""
+def _content(value: Any, info: ValidationInfo) -> Any:
+    """Message content as one text; parts are joined by line breaks. Only an assistant may have said nothing."""
+    if value is None and info.data.get("role") != "assistant":
+        raise rule("is required.")
     if value is None or isinstance(value, str):
         return value or ""
     if not isinstance(value, list):
@@ -188,7 +199,9 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore")
 
     role: Annotated[str, BeforeValidator(_role), WithJsonSchema({"enum": list(_SUPPORTED_ROLES)})]
-    content: Annotated[str, BeforeValidator(_content), WithJsonSchema(_CONTENT_SCHEMA)] = ""
+    content: Annotated[
+        str, BeforeValidator(_content), WithJsonSchema(_CONTENT_SCHEMA), Field(default=None, validate_default=True)
+    ]
     name: Annotated[Str | None, Field(max_length=256)] = None
     tool_calls: Annotated[Any, BeforeValidator(_no_calls)] = None
     function_call: Annotated[Any, BeforeValidator(_no_calls)] = None
