@@ -14,6 +14,7 @@ from quire.quant.bitsandbytes import bitsandbytes_schemes
 from quire.quant.compressed_tensors import compressed_tensors_schemes
 from quire.quant.fp8 import fp8_schemes
 from quire.quant.gptq import gptq_schemes
+from quire.quant.modelopt import modelopt_schemes
 from quire.quant.mxfp4 import mxfp4_schemes
 from quire.quant.reader import PlainReader, Reader, SchemeReader
 from quire.quant.scheme import Scheme
@@ -30,8 +31,10 @@ _READERS: dict[str, Schemes] = {
     "compressed-tensors": compressed_tensors_schemes,
     "fp8": fp8_schemes,
     "mxfp4": mxfp4_schemes,
+    "modelopt": modelopt_schemes,
 }
-_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # beside the config, before 2024
+# Beside the config, before 2024, and ModelOpt's still.
+_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 
 
 def reader_of(
@@ -55,7 +58,9 @@ def reader_of(
             f"The checkpoint is quantised already, by {own}, so that --quantization {quantization} can't apply; "
             "leave the option out."
         )
-    return plain if own == "gguf" else SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
+    if own == "gguf":
+        return plain
+    return SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
 
 
 def _own(checkpoint: Checkpoint) -> tuple[str | None, Mapping[str, Any]]:
