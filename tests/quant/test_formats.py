@@ -256,6 +256,28 @@ def test_fbgemm_fp8(tmp_path: Path) -> None:
     assert torch.equal(layout.dequantize(), made.weight)
 
 
+@pytest.mark.parametrize("stated", ["config", "tensors"])
+def test_scales_of_keys_and_values_are_left_with_a_word(
+    tmp_path: Path, stated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Float8(160, 192, (160, 192), ".weight_scale")
+    weights = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+    config = compressed("float-quantized", weights)
+    tensors = {LAYER + name: t for name, t in made.tensors.items()}
+    with caplog.at_level("WARNING", "quire"):
+        reader_of(write(tmp_path / "without", tensors, config), None)
+    assert not caplog.messages
+    if stated == "config":
+        config["kv_cache_scheme"] = dict(weights, dynamic=False)
+    else:
+        tensors |= {f"model.layers.0.self_attn.{part}_scale": torch.tensor([0.5]) for part in "kv"}
+    with caplog.at_level("WARNING", "quire"):
+        reader = reader_of(write(tmp_path / "with", tensors, config), None)
+    (message,) = caplog.messages
+    assert "(kv_cache_scheme) are not used" in message and "--kv-cache-dtype" in message
+    assert torch.equal(reader.read(LAYER, 160, 192).dequantize(), made.weight)
+
+
 def test_compressed_tensors_targets(tmp_path: Path) -> None:
     """Names go before classes; expressions match; what is ignored stays plain."""
     four, eight = Packed(32, 64, 4, 32, True, False), Packed(32, 64, 8, 32, True, False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -35,6 +36,9 @@ _READERS: dict[str, Schemes] = {
 }
 # Beside the config, before 2024, and ModelOpt's still.
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+_KV_SCALES = (".k_scale", ".v_scale")
+
+logger = logging.getLogger("quire.quant")
 
 
 def reader_of(
@@ -60,6 +64,11 @@ def reader_of(
         )
     if own == "gguf":
         return plain
+    if config.get("kv_cache_scheme") or any(name.endswith(_KV_SCALES) for name in checkpoint.names()):
+        logger.warning(
+            "The checkpoint's scales of keys and values (kv_cache_scheme) are not used: pages hold them in the type "
+            "of activations, or of --kv-cache-dtype, whose fp8 has a finer scale for each head and token."
+        )
     return SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
 
 
