@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import builtins
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
 from quire.config.engine import EngineConfig
+from quire.model import transformers_index
 from quire.model.fallback import FallbackDecoder, FallbackLoader
 from quire.model.families import FAMILIES
 from quire.ops.backend import backend
@@ -152,16 +156,53 @@ def test_refuses_unknown_architectures_and_their_code(tmp_path: Path) -> None:
     assert "known neither to Quire nor to the Transformers" in refusal(tmp_path)
 
 
+def test_the_index_of_decoders_is_transformers_own() -> None:
+    package = transformers_index.installed()
+    assert package is not None
+    assert transformers_index.decoders(package) == set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+
+
+def test_without_an_index_transformers_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert transformers_index.decoders(tmp_path) is None
+    monkeypatch.setattr(transformers_index, "decoders", lambda package: None)
+    (save(tmp_path, "apertus") / "config.json").write_text(json.dumps(COMMON | {"model_type": "homegrown"}))
+    assert "known neither" in refusal(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"model_type": "homegrown"}, "'homegrown' is known neither to Quire nor to the Transformers installed here"),
+        ({"model_type": "vit"}, "'vit' is known neither .* as a causal language model"),
+        ({"model_type": "apertus", "hidden_size": -1}, "hidden_size: an integer from 1"),
+        ({"model_type": "codegen", "n_embd": "wide"}, "n_embd: an integer from 1"),
+    ],
+)
+def test_refuses_without_importing_transformers(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(COMMON | config))
+    code = (
+        "import sys\n"
+        "from quire.config.engine import EngineConfig\n"
+        "from quire.runtime.build import make_blueprint\n"
+        "from quire.weights.errors import CheckpointError\n"
+        "try:\n"
+        f"    make_blueprint(EngineConfig(model={str(tmp_path)!r}, device='cpu'))\n"
+        "except CheckpointError as error:\n"
+        "    print('transformers' in sys.modules, error)\n"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert re.match(f"False .*{words}", ran.stdout), ran.stdout + ran.stderr
+
+
+def test_names_what_is_wrong_with_a_config(tmp_path: Path) -> None:
+    file = save(tmp_path, "apertus") / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"rms_norm_eps": "small"}))
+    assert re.search("can't read this config of the architecture 'apertus': .*rms_norm_eps", refusal(tmp_path))
+
+
 def test_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tmp_path, "apertus")
-    plain = builtins.__import__
-
-    def without(name: str, *args: Any) -> Any:
-        if name == "transformers":
-            raise ImportError(name)
-        return plain(name, *args)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setattr(transformers_index, "find_spec", lambda name: None)
     with pytest.raises(CheckpointError, match=r"pip install 'quire-llm\[transformers\]'"):
         FallbackLoader(HFCheckpoint(tmp_path), backend("reference"))
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from quire.model import transformers_index
 from quire.model.config_reader import ConfigReader
 from quire.model.decoder import Step, kv_windows
-from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
+from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, unsupported
 from quire.model.families import nearest
 from quire.model.pages import new_pages
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
@@ -30,6 +31,17 @@ from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import FROM_ONE, CheckpointError, misshapen
 
 _SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "num_attention_heads")
+_OTHER_SIZES = (
+    "n_layer",
+    "n_layers",
+    "num_layers",
+    "n_embd",
+    "d_model",
+    "n_positions",
+    "n_head",
+    "n_heads",
+    "num_heads",
+)
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
 
 
@@ -226,24 +238,31 @@ def _pack_linears(model: Any, method: str | None, ops: Ops) -> None:
 
 
 def _transformers_config(path: Path, config: Mapping[str, Any], architecture: str) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
+    package = transformers_index.installed()
+    if package is None:
         raise CheckpointError(
             f"The architecture {architecture!r} has no family of Quire's own; to run it through Transformers, "
             "pip install 'quire-llm[transformers]'."
-        ) from error
+        )
+    decoders = transformers_index.decoders(package)
+    if decoders is not None and config.get("model_type") not in decoders:
+        raise CheckpointError(_unknown(architecture))
     if not path.is_dir():
         raise CheckpointError(f"The architecture {architecture!r} can only be run from a Hugging Face directory.")
     if config.get("quantization_config"):
         raise CheckpointError(f"Quire reads no quantised checkpoints of the architecture {architecture!r}.")
-    register()
+    for key in (*_SIZES, *_OTHER_SIZES):
+        ConfigReader(config).count(key, default=1)
+    from transformers import AutoConfig
+
     try:
         loaded = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # unknown, in need of code of its own, or spoilt
+    except Exception as error:  # spoilt, or unknown or in need of code of its own
+        if decoders is None:
+            raise CheckpointError(_unknown(architecture)) from error
+        reason = " ".join(str(error).split())[:160]
         raise CheckpointError(
-            f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here; "
-            f"a newer one may know it. {nearest(architecture)}"
+            f"Transformers can't read this config of the architecture {architecture!r}: {reason}"
         ) from error
     text = loaded.get_text_config()
     for key in _SIZES:
@@ -255,6 +274,13 @@ def _transformers_config(path: Path, config: Mapping[str, Any], architecture: st
             "on the other requests of a batch: Quire does not run it through Transformers."
         )
     return loaded
+
+
+def _unknown(architecture: str) -> str:
+    return (
+        f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here, as a "
+        f"causal language model; a newer one may know it. {nearest(architecture)}"
+    )
 
 
 def _spec(config: Any, architecture: str, calls: Sequence[AttentionCall]) -> DecoderSpec:

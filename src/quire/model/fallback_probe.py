@@ -43,7 +43,7 @@ class _NotServed(Exception):
     """Why a class can't run on pages."""
 
 
-def register() -> None:
+def _register() -> None:
     """Make ``attn_implementation="quire"`` known to Transformers: each module brings its own function, ``quire``."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -66,6 +66,7 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
 
     Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
     """
+    _register()
     calls: list[AttentionCall] = []
     layers = config.get_text_config().num_hidden_layers
     try:
