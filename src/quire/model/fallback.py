@@ -6,8 +6,8 @@ read (``fallback_probe``); code from a model's repository is never run.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -42,6 +42,7 @@ _OTHER_SIZES = (
     "n_heads",
     "num_heads",
 )
+_TEXT_PART = "model.language_model."  # how names in a model for images and text begin
 _BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
 
 
@@ -49,12 +50,11 @@ class FallbackLoader:
     """Loads a Hugging Face directory of an architecture without a family. Its init raises ``CheckpointError``."""
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops, quantization: str | None = None) -> None:
-        path, config = checkpoint.path, checkpoint.config
-        self._path = path
+        self._path = checkpoint.path
         self._ops = ops
         self._method = None if quantization is None else load_method(quantization)
-        self._architecture = str(config.get("model_type"))[:60]
-        self._config = _transformers_config(path, config, self._architecture)
+        self._architecture = str(checkpoint.config.get("model_type"))[:60]
+        self._config, self._renamed = _transformers_config(checkpoint, self._architecture)
         for name in checkpoint.names():  # raises for files that are damaged, or pickled
             if name.endswith(".weight"):
                 check_type(name, checkpoint.info(name).type)
@@ -72,6 +72,8 @@ class FallbackLoader:
         loader: Any = AutoModelForCausalLM
         model, report = loader.from_pretrained(
             self._path,
+            config=self._config,
+            key_mapping=self._renamed,
             dtype="auto" if self._ops.device.type == "cpu" else self._ops.dtype,
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=False,
@@ -237,7 +239,12 @@ def _pack_linears(model: Any, method: str | None, ops: Ops) -> None:
         model.set_submodule(name, _PackedLinear(linear, layout, ops))
 
 
-def _transformers_config(path: Path, config: Mapping[str, Any], architecture: str) -> Any:
+def _transformers_config(checkpoint: Checkpoint, architecture: str) -> tuple[Any, dict[str, str] | None]:
+    """The config of the class to run, and what to rename in the checkpoint's names.
+
+    Of a model for images and text it is that of the text part, where that has a class of its own.
+    """
+    path, config = checkpoint.path, checkpoint.config
     package = transformers_index.installed()
     if package is None:
         raise CheckpointError(
@@ -245,7 +252,8 @@ def _transformers_config(path: Path, config: Mapping[str, Any], architecture: st
             "pip install 'quire-llm[transformers]'."
         )
     decoders = transformers_index.decoders(package)
-    if decoders is not None and config.get("model_type") not in decoders:
+    text_only = decoders is not None and _text_type(config) in decoders and _has_text_part(checkpoint)
+    if decoders is not None and config.get("model_type") not in decoders and not text_only:
         raise CheckpointError(_unknown(architecture))
     if not path.is_dir():
         raise CheckpointError(f"The architecture {architecture!r} can only be run from a Hugging Face directory.")
@@ -273,7 +281,17 @@ def _transformers_config(path: Path, config: Mapping[str, Any], architecture: st
             f"The rope scaling {rope['rope_type']!r} of the architecture {architecture!r} would make tokens depend "
             "on the other requests of a batch: Quire does not run it through Transformers."
         )
-    return loaded
+    return (text, {f"^{re.escape(_TEXT_PART)}": "model."}) if text_only else (loaded, None)
+
+
+def _text_type(config: Mapping[str, Any]) -> str | None:
+    text = config.get("text_config")
+    kind = text.get("model_type") if isinstance(text, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def _has_text_part(checkpoint: Checkpoint) -> bool:
+    return any(name.startswith(_TEXT_PART) for name in checkpoint.names())
 
 
 def _unknown(architecture: str) -> str:
@@ -286,7 +304,8 @@ def _unknown(architecture: str) -> str:
 def _spec(config: Any, architecture: str, calls: Sequence[AttentionCall]) -> DecoderSpec:
     text = config.get_text_config()
     norm = NormSpec()  # the model's own; nothing outside asks
-    mlp = MlpSpec(int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size), "silu")
+    widths = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    mlp = MlpSpec(max(widths) if isinstance(widths, list) else int(widths), "silu")
     eos = text.eos_token_id
     return DecoderSpec(
         family=f"transformers:{architecture}",
