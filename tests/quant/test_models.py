@@ -102,7 +102,9 @@ def test_logits(format: str, tmp_path: Path) -> None:
     with torch.no_grad():
         want = model(tokens[None]).logits[0]
     harness = Harness(tmp_path, [tokens.tolist()])
-    planned = make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).memory.weights
+    loader = make_blueprint(EngineConfig(model=str(tmp_path), device="cpu")).loader
+    assert loader.check().widest == 2 * 192 * 128  # gate and up, side by side; the head, which is larger, is plain
+    planned = loader.check().nbytes
     assert abs(planned - harness.decoder.nbytes) < 0.05 * harness.decoder.nbytes
     got = torch.cat([harness.step({0: count})[0] for count in (40, 1, 19)])
     if format in ("w8a8", "fp8-blocks"):  # an input halfway between two steps may fall to either
@@ -132,6 +134,9 @@ def test_quantisation_at_load(quantization: str, tmp_path: Path) -> None:
     with torch.no_grad():
         want = model(tokens[None]).logits[0]
     plain, narrow = (Harness(tmp_path, [tokens.tolist()], quantization=q) for q in (None, quantization))
+    for load_format in ("auto", "dummy"):
+        config = EngineConfig(model=str(tmp_path), device="cpu", quantization=quantization, load_format=load_format)
+        assert make_blueprint(config).loader.check().widest == 2 * 192 * 128  # gate and up, side by side
     got = narrow.step({0: 60})[0]
     error = (got - want).norm() / want.norm()
     assert 1e-4 < error < AT_LOAD_ERRORS[quantization]

@@ -20,6 +20,7 @@ from quire.model.decoder import Step, kv_windows
 from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, unsupported
 from quire.model.families import nearest
 from quire.model.pages import new_pages
+from quire.model.source import WeightSizes
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense, Layout
@@ -60,11 +61,11 @@ class FallbackLoader:
                 check_type(name, checkpoint.info(name).type)
         self._calls, empty = probe(self._config, self._architecture)
         self._nbytes = _nbytes(empty, self._method, ops.dtype.itemsize)
+        self._widest = max(m.weight.numel() for m in _linears(empty).values()) if self._method else 0
         self.spec = _spec(self._config, self._architecture, self._calls)
 
-    def check(self) -> int:
-        """Bytes of the weights once loaded."""
-        return self._nbytes
+    def check(self) -> WeightSizes:
+        return WeightSizes(self._nbytes, self._widest)
 
     def decoder(self, threads: int, max_positions: int) -> FallbackDecoder:
         from transformers import AutoModelForCausalLM

@@ -66,7 +66,8 @@ def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
     ops = ops or _ops(device, threads, config.cpu_activations)
     loader = _loader(config, ops)
     kv_dtype = device.kv_dtype(config)
-    memory = plan_memory(loader.spec, config, loader.check(), device, kv_dtype.itemsize)
+    weights = loader.check()
+    memory = plan_memory(loader.spec, config, weights.nbytes, device, kv_dtype.itemsize, weights.widest)
     return Blueprint(loader.spec, loader, device, memory, threads, ops)
 
 
