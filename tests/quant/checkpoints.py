@@ -189,6 +189,8 @@ class Float8:
 class Mxfp8:
     """e4m3 in blocks of 32 with a power of two."""
 
+    config = {"quant_method": "modelopt", "quant_algo": "MXFP8"}
+
     def __init__(self, n: int, k: int, seed: int = 0) -> None:
         rng = np.random.default_rng(seed)
         bits, scale = rng.integers(0, 127, (n, k)).astype(np.uint8), rng.integers(110, 120, (n, k // 32), np.uint8)
@@ -217,6 +219,9 @@ class Nvfp4:
             }
         else:
             self.tensors |= {".weight_packed": pairs, ".weight_global_scale": torch.tensor([whole])}
+        four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+        packed = compressed("nvfp4-pack-quantized", four, four)
+        self.config = {"quant_method": "modelopt", "quant_algo": "NVFP4"} if modelopt else packed
         blocks = scale.float().numpy() * whole if modelopt else scale.float().numpy() / whole
         self.weight = tensor(np.array(E2M1, np.float32)[codes] * np.repeat(blocks, 16, axis=1))
 

@@ -208,7 +208,7 @@ BY_32 = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, 
     "config",
     [
         compressed("mxfp8-quantized", BY_32 | {"dynamic": False}, BY_32),
-        {"quant_method": "modelopt", "quant_algo": "MXFP8"},
+        Mxfp8.config,
     ],
 )
 def test_mxfp8(tmp_path: Path, config: dict[str, Any]) -> None:
@@ -221,13 +221,7 @@ def test_mxfp8(tmp_path: Path, config: dict[str, Any]) -> None:
 @pytest.mark.parametrize("modelopt", [False, True])
 def test_nvfp4(tmp_path: Path, modelopt: bool) -> None:
     made = Nvfp4(48, 160, modelopt=modelopt)
-    four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
-    config = (
-        {"quant_method": "modelopt", "quant_algo": "NVFP4"}
-        if modelopt
-        else compressed("nvfp4-pack-quantized", four, four)
-    )
-    layout = read(tmp_path, made.tensors, config, 48, 160, growth=1.35)
+    layout = read(tmp_path, made.tensors, made.config, 48, 160, growth=1.35)
     assert isinstance(layout, Codebook) and layout.group == 16
     assert torch.equal(layout.dequantize(), made.weight)
 

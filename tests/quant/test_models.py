@@ -13,7 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from quire.config.engine import EngineConfig
 from quire.runtime.build import make_blueprint
 from tests.model.harness import Harness
-from tests.quant.checkpoints import Awq, EightBit, Float8, FourBit, Gptq, Packed, compressed, write
+from tests.quant.checkpoints import Awq, EightBit, Float8, FourBit, Gptq, Mxfp8, Nvfp4, Packed, compressed, write
 
 CONFIG = {
     "model_type": "llama",
@@ -71,6 +71,8 @@ FORMATS: dict[str, Callable[[int, int, int], Any]] = {
     "awq": lambda n, k, seed: Awq(n, k, 64, seed),
     "nf4": lambda n, k, seed: FourBit(n, k, "nf4", 64, True, seed),
     "bnb-int8": EightBit,
+    "mxfp8": Mxfp8,
+    "nvfp4": Nvfp4,
     "w4a16": lambda n, k, seed: Packed(n, k, 4, 32, False, True, seed),
     "w8a8": RoundedInt8,
     "fp8-blocks": RoundedFp8,
