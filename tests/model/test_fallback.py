@@ -218,22 +218,23 @@ def test_without_an_index_transformers_is_asked(tmp_path: Path, monkeypatch: pyt
         ({"model_type": "vit"}, "'vit' is known neither .* as a causal language model"),
         ({"model_type": "apertus", "hidden_size": -1}, "hidden_size: an integer from 1"),
         ({"model_type": "codegen", "n_embd": "wide"}, "n_embd: an integer from 1"),
+        ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size: an integer from 1"),
+        ({"model_type": "llama", "rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
     ],
 )
-def test_refuses_without_importing_transformers(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+def test_refuses_without_importing_torch_or_transformers(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     (tmp_path / "config.json").write_text(json.dumps(COMMON | config))
     code = (
         "import sys\n"
-        "from quire.config.engine import EngineConfig\n"
-        "from quire.runtime.build import make_blueprint\n"
+        "from quire import LLM\n"
         "from quire.weights.errors import CheckpointError\n"
         "try:\n"
-        f"    make_blueprint(EngineConfig(model={str(tmp_path)!r}, device='cpu'))\n"
+        f"    LLM({str(tmp_path)!r})\n"
         "except CheckpointError as error:\n"
-        "    print('transformers' in sys.modules, error)\n"
+        "    print([name for name in ('torch', 'transformers') if name in sys.modules], error)\n"
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert re.match(f"False .*{words}", ran.stdout), ran.stdout + ran.stderr
+    assert re.match(rf"\[\] .*{words}", ran.stdout), ran.stdout + ran.stderr
 
 
 def test_names_what_is_wrong_with_a_config(tmp_path: Path) -> None:

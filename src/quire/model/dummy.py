@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
@@ -17,6 +18,12 @@ from quire.quant.at_load import nbytes, quantize
 from quire.quant.detect import load_method
 
 _SCALE = 0.02
+
+
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """What the config says that weights are stored in; float32 where it doesn't say, or says something else."""
+    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
 
 
 class DummyLoader:

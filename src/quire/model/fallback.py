@@ -36,9 +36,8 @@ class FallbackLoader:
         self._path = checkpoint.path
         self._ops = ops
         self._method = None if quantization is None else load_method(quantization)
-        self._architecture = str(checkpoint.config.get("model_type"))[:60]
-        runs = class_config(checkpoint, self._architecture)
-        self._config, self._renamed = runs.config, runs.renamed
+        chosen = class_config(checkpoint)
+        self._architecture, self._config, self._renamed = chosen.architecture, chosen.config, chosen.renamed
         for name in checkpoint.names():  # raises for files that are damaged, or pickled
             if name.endswith(".weight"):
                 check_type(name, checkpoint.info(name).type)
