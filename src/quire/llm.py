@@ -14,9 +14,9 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from quire.config.engine import DEFAULT_MODEL
 from quire.config.keywords import engine_config
 from quire.engine.inline import InlineEngine
+from quire.model.support import check_config
 from quire.outputs import RequestOutput
 from quire.params import SamplingParams
-from quire.runtime.build import build_runner
 from quire.text.chat_template import load_chat_template
 from quire.text.front import open_front
 from quire.text.job import Job
@@ -46,6 +46,9 @@ class LLM:
         with progress_bar() as progress:
             path = locate(self.config, progress)
         self.config = replace(self.config, model=str(path))
+        check_config(path)
+        from quire.runtime.build import build_runner  # and with it torch, which takes seconds
+
         runner = build_runner(self.config)
         self.phases = runner.phases  # of start-up: name -> seconds
         self._engine = InlineEngine(runner, self.config)

@@ -57,6 +57,8 @@ def test_engine_values(field: str, given: object, held: object) -> None:
         (EngineConfig, "memory", float("nan"), "no amount of memory"),
         (EngineConfig, "memory", -0.5, "no amount of memory"),
         (EngineConfig, "scheduling_policy", "lifo", "must be one of fcfs, priority"),
+        (EngineConfig, "quantization", "int5", "must be one of gptq, "),
+        (EngineConfig, "quantization", "experts_int8", "would quantise experts alone; int8 quantises all layers"),
         (EngineConfig, "offline", "perhaps", "true or false"),
         (EngineConfig, "offline", 2, "true or false"),
         (EngineConfig, "model", 5, "takes text"),

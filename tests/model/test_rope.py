@@ -11,7 +11,8 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 from transformers.models.phi3.modeling_phi3 import Phi3RotaryEmbedding
 
 from quire.model.config_reader import ConfigReader
-from quire.model.rope import cos_sin_table, stretched
+from quire.model.rope import check_scaling, cos_sin_table
+from quire.model.rope_scaling import stretched
 from quire.weights.errors import CheckpointError
 from quire.weights.hf_checkpoint import with_flat_rope
 
@@ -94,4 +95,4 @@ def test_reach(kind: str, reach: int) -> None:
 )
 def test_refuses(scaling: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        ConfigReader({"rope_scaling": scaling, "max_position_embeddings": 64}).rope(HEAD_DIM)
+        check_scaling(ConfigReader({"rope_scaling": scaling, "max_position_embeddings": 64}).rope(HEAD_DIM))

@@ -12,8 +12,9 @@ from transformers.models.gpt_oss import modeling_gpt_oss as gpt_oss
 from transformers.models.mixtral import modeling_mixtral as mixtral
 from transformers.models.phimoe.modeling_phimoe import sparsemixer
 
-from quire.ops.backend import Ops, Routes, Routing
+from quire.ops.backend import Ops, Routes
 from quire.ops.layouts import Dense, Layout
+from quire.ops.shapes import Routing
 from tests.ops.test_linear import grouped, matrix
 
 TOKENS, EXPERTS, HIDDEN = 37, 24, 32

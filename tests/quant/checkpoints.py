@@ -186,6 +186,46 @@ class Float8:
         self.tensors: Tensors = {".weight": weight, scale_name: scale}
 
 
+class Mxfp8:
+    """e4m3 in blocks of 32 with a power of two."""
+
+    config = {"quant_method": "modelopt", "quant_algo": "MXFP8"}
+
+    def __init__(self, n: int, k: int, seed: int = 0) -> None:
+        rng = np.random.default_rng(seed)
+        bits, scale = rng.integers(0, 127, (n, k)).astype(np.uint8), rng.integers(110, 120, (n, k // 32), np.uint8)
+        bits |= rng.integers(0, 2, (n, k), np.uint8) << 7
+        self.tensors: Tensors = {".weight": tensor(bits).view(torch.float8_e4m3fn), ".weight_scale": tensor(scale)}
+        sign, exponent, mantissa = np.where(bits >> 7, -1.0, 1.0), (bits >> 3 & 15).astype(int), (bits & 7) / 8
+        values = sign * np.where(exponent, (1 + mantissa) * np.exp2(exponent - 7.0), mantissa * np.exp2(-6.0))
+        self.weight = tensor((values * np.repeat(np.exp2(scale - 127.0), 32, axis=1)).astype(np.float32))
+
+
+class Nvfp4:
+    """Blocks of 16 with an e4m3 scale, times (ModelOpt) or divided by (compressed-tensors) the tensor's scale."""
+
+    def __init__(self, n: int, k: int, seed: int = 0, modelopt: bool = False) -> None:
+        rng = np.random.default_rng(seed)
+        codes = rng.integers(0, 16, (n, k))
+        pairs = tensor((codes[:, ::2] | codes[:, 1::2] << 4).astype(np.uint8))
+        scale = tensor(rng.random((n, k // 16)) * 400 + 1).to(torch.float8_e4m3fn)
+        whole = np.float32(2.5e-5 if modelopt else 8192.0)
+        self.tensors: Tensors = {".weight_scale": scale}
+        if modelopt:
+            self.tensors |= {
+                ".weight": pairs,
+                ".weight_scale_2": torch.tensor(whole),
+                ".input_scale": torch.tensor(0.5),
+            }
+        else:
+            self.tensors |= {".weight_packed": pairs, ".weight_global_scale": torch.tensor([whole])}
+        four = {"num_bits": 4, "type": "float", "strategy": "tensor_group", "group_size": 16}
+        packed = compressed("nvfp4-pack-quantized", four, four)
+        self.config = {"quant_method": "modelopt", "quant_algo": "NVFP4"} if modelopt else packed
+        blocks = scale.float().numpy() * whole if modelopt else scale.float().numpy() / whole
+        self.weight = tensor(np.array(E2M1, np.float32)[codes] * np.repeat(blocks, 16, axis=1))
+
+
 class Mxfp4:
     """Blocks of 32 with a power of two; the first of two codes in the low half of a byte."""
 

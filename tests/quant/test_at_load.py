@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Int8Channel
-from quire.quant.at_load import quantize
+from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel
+from quire.quant.at_load import METHODS, quantize
 from quire.quant.detect import reader_of
-from tests.quant.checkpoints import NF4, write
+from tests.quant.checkpoints import NF4, tensor, write
 
 
 @pytest.fixture
@@ -42,9 +42,11 @@ def test_int4(weight: torch.Tensor, dtype: torch.dtype) -> None:
 
 def test_constant_and_one_sided_groups_survive() -> None:
     weight = torch.cat([torch.zeros(1, 128), torch.full((1, 128), 0.5), torch.rand(1, 128), -torch.rand(1, 128)])
-    for method in ("int8", "int4", "nf4", "fp8"):
+    for method in METHODS:
         error = (quantize(weight, method).dequantize() - weight).abs().amax(1)
-        assert error[0] == 0 and error[1] < 1e-3 and error.max() < 0.153  # half of nf4's widest step
+        own_scale = method not in ("fp8_per_tensor", "fp8_per_block", "mxfp8")
+        assert error[0] == 0 and error.max() < 0.153  # half of nf4's widest step
+        assert error[1] < (1e-3 if own_scale else 0.5 / 16)
 
 
 def test_nf4(weight: torch.Tensor) -> None:
@@ -66,12 +68,53 @@ def test_fp8(weight: torch.Tensor) -> None:
     assert torch.equal(layout.dequantize(), (weight / scale).to(torch.float8_e4m3fn).float() * scale)
 
 
+def e4m3(x: torch.Tensor) -> torch.Tensor:
+    """The nearest of e4m3's numbers: three bits after the first, the least step 2 ** -9."""
+    step = np.exp2(np.floor(np.log2(np.maximum(np.abs(x.double().numpy()), 2.0**-6))) - 3)
+    return torch.from_numpy(np.rint(x.double().numpy() / step) * step).float()
+
+
+def test_fp8_per_tensor(weight: torch.Tensor) -> None:
+    layout = quantize(weight, "fp8_per_tensor")
+    assert isinstance(layout, Fp8) and layout.block == (40, 192) and layout.scale.shape == (1, 1)
+    assert layout.activation == ActivationQuant("fp8")
+    scale = weight.abs().max() / 448
+    assert torch.equal(layout.dequantize(), e4m3(weight / scale) * scale)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_fp8_per_block(dtype: torch.dtype) -> None:
+    """128 x 128, smaller at the ends; inputs rounded by 128 of a token."""
+    weight = (torch.randn(300, 200, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
+    layout = quantize(weight, "fp8_per_block")
+    assert isinstance(layout, Fp8) and layout.block == (128, 128) and layout.scale.shape == (3, 2)
+    assert layout.activation == ActivationQuant("fp8", group=128)
+    got = layout.dequantize()
+    for n in (0, 128, 256):
+        for k in (0, 128):
+            block = weight[n : n + 128, k : k + 128].float()
+            scale = block.abs().max() / 448
+            assert torch.equal(got[n : n + 128, k : k + 128], e4m3(block / scale) * scale)
+
+
+def test_mxfp8(weight: torch.Tensor) -> None:
+    """Blocks of 32 inputs; the least power of two with which no number is beyond e4m3's largest."""
+    weight[0, :32] = torch.linspace(-448, 448, 32) * 2.0**-9  # which fills the range exactly
+    layout = quantize(weight, "mxfp8")
+    assert isinstance(layout, Fp8) and layout.block == (1, 32) and layout.activation is None
+    blocks = weight.numpy().reshape(40, 6, 32)
+    power = np.exp2(np.ceil(np.log2(np.abs(blocks).max(axis=2).astype(np.float64) / 448)))
+    assert np.array_equal(layout.scale.numpy(), power) and power[0, 0] == 2.0**-9
+    scale = tensor(np.repeat(power, 32, axis=1)).float()
+    assert torch.equal(layout.dequantize(), e4m3(weight / scale) * scale)
+
+
 def test_inputs_that_make_no_groups_stay_plain() -> None:
-    for method in ("int4", "nf4"):
+    for method in ("int4", "nf4", "mxfp8"):
         assert isinstance(quantize(torch.randn(4, 12), method), Dense)
 
 
-@pytest.mark.parametrize("method", ["int8", "int4", "bitsandbytes", "fp8"])
+@pytest.mark.parametrize("method", ["int8", "int4", "bitsandbytes", "fp8", "fp8_per_tensor", "fp8_per_block", "mxfp8"])
 def test_reader(tmp_path: Path, weight: torch.Tensor, method: str) -> None:
     tensors = {f"{m}.weight": weight.bfloat16() for m in ("lm_head", "model.layers.0.mlp.gate", "model.layers.0.up")}
     reader = reader_of(write(tmp_path, tensors, None), method, keep=("lm_head", "mlp.gate"))
@@ -79,4 +122,4 @@ def test_reader(tmp_path: Path, weight: torch.Tensor, method: str) -> None:
         assert isinstance(reader.read(module, 40, 192), Dense)
         assert reader.nbytes(module, 40, 192) == weight.numel() * 2
     assert not isinstance(reader.read("model.layers.0.up", 40, 192), Dense)
-    assert reader.nbytes("model.layers.0.up", 40, 192) < weight.numel() * 1.1
+    assert reader.nbytes("model.layers.0.up", 40, 192) <= weight.numel() * 1.125

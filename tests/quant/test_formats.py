@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from tests.quant.checkpoints import (
     FourBit,
     Gptq,
     Mxfp4,
+    Mxfp8,
+    Nvfp4,
     Packed,
     Tensors,
     bitstream,
@@ -29,14 +32,16 @@ from tests.quant.checkpoints import (
 LAYER = "model.layers.0.mlp.up_proj"
 
 
-def read(path: Path, tensors: Tensors, config: dict[str, Any], n: int, k: int, stack: int = 1) -> Layout:
+def read(
+    path: Path, tensors: Tensors, config: dict[str, Any], n: int, k: int, stack: int = 1, growth: float = 1.1
+) -> Layout:
     checkpoint = write(path, {LAYER + name: t for name, t in tensors.items()}, config)
     reader = reader_of(checkpoint, None)
     assert reader.tensors(LAYER, n, k, stack).items() <= {(m, checkpoint.info(m).shape) for m in checkpoint.names()}
     layout = reader.read(LAYER, n, k, stack)
     assert layout.shape == (stack * n, k)
     stored = sum(checkpoint.info(m).nbytes for m in checkpoint.names())
-    assert 0.9 < reader.nbytes(LAYER, n, k, stack) / stored <= 1.1  # more where scales are codes, looked up at load
+    assert 0.9 < reader.nbytes(LAYER, n, k, stack) / stored <= growth  # more where scales are codes, widened at load
     return layout
 
 
@@ -194,6 +199,77 @@ def test_compressed_tensors_mxfp4(tmp_path: Path) -> None:
     tensors = {".weight_packed": tensor(made.blocks).flatten(1), ".weight_scale": tensor(made.scales)}
     config = compressed("mxfp4-pack-quantized", {"num_bits": 4, "type": "float", "strategy": "group", "group_size": 32})
     assert torch.equal(read(tmp_path, tensors, config, 16, 64).dequantize(), made.weight)
+
+
+BY_32 = {"num_bits": 8, "type": "float", "strategy": "group", "group_size": 32, "dynamic": True}
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        compressed("mxfp8-quantized", BY_32 | {"dynamic": False}, BY_32),
+        Mxfp8.config,
+    ],
+)
+def test_mxfp8(tmp_path: Path, config: dict[str, Any]) -> None:
+    made = Mxfp8(48, 160)
+    layout = read(tmp_path, made.tensors, config, 48, 160)
+    assert isinstance(layout, Fp8) and layout.block == (1, 32) and layout.activation is None
+    assert torch.equal(layout.dequantize(), made.weight)
+
+
+@pytest.mark.parametrize("modelopt", [False, True])
+def test_nvfp4(tmp_path: Path, modelopt: bool) -> None:
+    made = Nvfp4(48, 160, modelopt=modelopt)
+    layout = read(tmp_path, made.tensors, made.config, 48, 160, growth=1.35)
+    assert isinstance(layout, Codebook) and layout.group == 16
+    assert torch.equal(layout.dequantize(), made.weight)
+
+
+@pytest.mark.parametrize("algo", ["FP8", "FP8_PER_CHANNEL_PER_TOKEN"])
+def test_modelopt_fp8_with_a_config_of_its_own(tmp_path: Path, algo: str) -> None:
+    fixed = algo == "FP8"
+    made = Float8(160, 192, (160, 192) if fixed else (1, 192), ".weight_scale")
+    made.tensors |= {".input_scale": torch.tensor(0.125)} if fixed else {}
+    checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, None)
+    (tmp_path / "hf_quant_config.json").write_text(
+        json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo, "exclude_modules": []}})
+    )
+    for accepted in (None, "modelopt"):
+        layout = reader_of(checkpoint, accepted).read(LAYER, 160, 192)
+        assert isinstance(layout, Fp8) and layout.activation is not None
+        assert layout.activation.scale == (0.125 if fixed else None)
+        assert torch.equal(layout.dequantize(), made.weight)
+
+
+def test_fbgemm_fp8(tmp_path: Path) -> None:
+    made = Float8(160, 192, (1, 192), ".weight_scale")
+    config = {"quant_method": "fbgemm_fp8", "activation_scale_ub": 1200.0, "modules_to_not_convert": ["lm_head"]}
+    layout = read(tmp_path, made.tensors, config, 160, 192)
+    assert isinstance(layout, Fp8) and layout.activation is not None and layout.activation.scale is None
+    assert torch.equal(layout.dequantize(), made.weight)
+
+
+@pytest.mark.parametrize("stated", ["config", "tensors"])
+def test_scales_of_keys_and_values_are_left_with_a_word(
+    tmp_path: Path, stated: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    made = Float8(160, 192, (160, 192), ".weight_scale")
+    weights = {"num_bits": 8, "type": "float", "strategy": "tensor", "symmetric": True}
+    config = compressed("float-quantized", weights)
+    tensors = {LAYER + name: t for name, t in made.tensors.items()}
+    with caplog.at_level("WARNING", "quire"):
+        reader_of(write(tmp_path / "without", tensors, config), None)
+    assert not caplog.messages
+    if stated == "config":
+        config["kv_cache_scheme"] = dict(weights, dynamic=False)
+    else:
+        tensors |= {f"model.layers.0.self_attn.{part}_scale": torch.tensor([0.5]) for part in "kv"}
+    with caplog.at_level("WARNING", "quire"):
+        reader = reader_of(write(tmp_path / "with", tensors, config), None)
+    (message,) = caplog.messages
+    assert "(kv_cache_scheme) are not used" in message and "--kv-cache-dtype" in message
+    assert torch.equal(reader.read(LAYER, 160, 192).dequantize(), made.weight)
 
 
 def test_compressed_tensors_targets(tmp_path: Path) -> None:

@@ -12,7 +12,20 @@ import torch
 from quire.quant.detect import reader_of
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf_checkpoint import GGUFCheckpoint
-from tests.quant.checkpoints import Awq, Float8, FourBit, Gptq, Mxfp4, Packed, Tensors, compressed, tensor, write
+from tests.quant.checkpoints import (
+    Awq,
+    Float8,
+    FourBit,
+    Gptq,
+    Mxfp4,
+    Mxfp8,
+    Nvfp4,
+    Packed,
+    Tensors,
+    compressed,
+    tensor,
+    write,
+)
 
 LAYER = "model.layers.0.mlp.up_proj"
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
@@ -76,8 +89,8 @@ def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
         ({"quant_method": "awq", "bits": 3}, "bits: '3'"),
         ({"quant_method": "awq", "bits": 4, "version": "gemv"}, "'gemv'; only gemm"),
         (
-            compressed("nvfp4-pack-quantized", {}),
-            "'nvfp4-pack-quantized' is not supported; pack-quantized, int-quantized",
+            compressed("marlin-24", {}),
+            "'marlin-24' is not supported; pack-quantized, int-quantized",
         ),
         (compressed("pack-quantized", {"num_bits": 4, "strategy": "group", "group_size": 3}), "group_size: '3'"),
         (compressed("pack-quantized", {"num_bits": 4}, {"num_bits": 8}), "packed weights and rounded inputs"),
@@ -85,6 +98,7 @@ def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
         (compressed("int-quantized", INT8, {"num_bits": 4, "type": "int"}), "num_bits: '4'"),
         ({"quant_method": "fp8", "weight_block_size": [0, 128]}, "block size"),
         ({"quant_method": "fp8", "activation_scheme": "none"}, "dynamic"),
+        ({"quant_method": "modelopt", "quant_algo": "W4A8_AWQ"}, "quant_algo: 'W4A8_AWQ'; FP8 or .* MXFP8 or NVFP4"),
     ],
 )
 def test_settings(tmp_path: Path, config: dict[str, Any], words: str) -> None:
@@ -123,6 +137,10 @@ MX = Mxfp4(32, 64)
         (({**FP8.tensors, ".input_scale": torch.tensor(0.0)}, FP8_STATIC), "_scale is 0"),
         (({"_blocks": tensor(MX.blocks), "_scales": torch.full((32, 2), 255, dtype=torch.uint8)},
           {"quant_method": "mxfp4"}), "no number"),
+        (({**Mxfp8(32, 64).tensors, ".weight_scale": torch.full((32, 2), 255, dtype=torch.uint8)},
+          {"quant_method": "modelopt", "quant_algo": "MXFP8"}), "not finite"),
+        (({**Nvfp4(32, 64, modelopt=True).tensors, ".weight_scale_2": torch.tensor(0.0)},
+          {"quant_method": "modelopt", "quant_algo": "NVFP4"}), "not positive"),
     ],
 )  # fmt: skip
 def test_values(tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str) -> None:

@@ -92,6 +92,19 @@ def test_pages_of_states_are_long_and_few() -> None:
     assert dict(plan.rows())["sum"] <= 4 * GIB
 
 
+GPU = replace(HOST, kind="cuda", memory=80 * GIB, auto_kv=None, dtype=torch.bfloat16, default_slots=1024)
+
+
+def test_a_gpu_has_room_for_the_widest_product_expanded() -> None:
+    """Once for steps that are launched, once for those that are captured; the CPU's kernels expand nothing."""
+    widest = 2 * 14336 * 4096
+    plain, narrow = (plan_memory(SPEC, EngineConfig(), 100 * MIB, GPU, 2, n) for n in (0, widest))
+    assert narrow.workspace - plain.workspace == 2 * 2 * widest
+    tight = EngineConfig(memory="2GiB")
+    assert dict(plan_memory(SPEC, tight, 100 * MIB, replace(GPU, default_slots=64), 2, widest).rows())["sum"] <= 2 * GIB
+    assert plan_memory(SPEC, EngineConfig(), 0, HOST, 4, widest) == plan_memory(SPEC, EngineConfig(), 0, HOST, 4)
+
+
 def test_one_request_of_full_length_always_fits() -> None:
     plan = plan_memory(SPEC, EngineConfig(), 100 * MIB, HOST, 4)
     assert plan.max_model_len == 8192

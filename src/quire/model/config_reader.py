@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from quire.model.rope import check_scaling, stretched
+from quire.model.rope_scaling import check_form, stretched
 from quire.model.spec import Activation, DecoderSpec, LayerSpec, NormSpec, RopeSpec
 from quire.weights.errors import CheckpointError
 
@@ -29,12 +27,6 @@ _ACTIVATIONS: dict[str, Activation] = {
 
 class UnsupportedVariant(CheckpointError):
     """A family's model with a setting that the decoder has nothing for; Transformers may run it."""
-
-
-def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
-    """What the config says that weights are stored in; float32 where it doesn't say, or says something else."""
-    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
-    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
 
 
 def renamed(config: Mapping[str, Any], **names: str) -> dict[str, Any]:
@@ -126,7 +118,8 @@ class ConfigReader:
             tuple(sorted(numbers.items())) if numbers["rope_type"] != "default" else (),
             interleaved,
         )
-        check_scaling(rope)
+        check_form(rope)
+        stretched(rope, 1)
         return rope
 
     def _rope_scaling(self) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from quire.model.assemble import assemble
 from quire.model.decoder import Decoder
+from quire.model.source import WeightSizes, narrow_numbers, unread
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops, Weight
@@ -16,6 +18,12 @@ from quire.quant.at_load import nbytes, quantize
 from quire.quant.detect import load_method
 
 _SCALE = 0.02
+
+
+def stored_dtype(config: Mapping[str, Any]) -> torch.dtype:
+    """What the config says that weights are stored in; float32 where it doesn't say, or says something else."""
+    name = str(config.get("dtype") or config.get("torch_dtype")).removeprefix("torch.")
+    return {"float16": torch.float16, "bfloat16": torch.bfloat16}.get(name, torch.float32)
 
 
 class DummyLoader:
@@ -36,11 +44,10 @@ class DummyLoader:
         self._dtype = dtype if ops.device.type == "cpu" else ops.dtype
         self._method = load_method(quantization) if quantization else None
 
-    def check(self) -> int:
-        """Bytes of the weights."""
+    def check(self) -> WeightSizes:
         source = _Random(self._ops, self._dtype, self._method, self._names.kept_plain, made=False)
         assemble(self.spec, self._names, source)
-        return source.nbytes
+        return WeightSizes(source.nbytes, source.widest)
 
     def decoder(self, threads: int, max_positions: int) -> Decoder:
         torch.manual_seed(0)
@@ -64,6 +71,7 @@ class _Random:
         self.dtype = ops.dtype
         self._stored = stored
         self.nbytes = 0
+        self.widest = 0
         self._device = ops.device
         self._ops = ops if made else None
         self._method = method
@@ -83,11 +91,11 @@ class _Random:
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         method = None if module.endswith(self._keep) else self._method
         count = stack * outputs * inputs
-        self.nbytes += nbytes(count, method, self._device) if method else count * self._stored.itemsize
-        device = "meta" if self._ops is None else self._device
-        weight = torch.empty((stack * outputs, inputs), dtype=self._stored, device=device)
+        size = nbytes(count, method, self._device) if method else count * self._stored.itemsize
+        self.nbytes += size
         if self._ops is None:
-            return Dense(weight)
+            return unread(stack * outputs, inputs, size)
+        weight = torch.empty((stack * outputs, inputs), dtype=self._stored, device=self._device)
         weight.normal_(std=_SCALE)
         return quantize(weight, method) if method else Dense(weight)
 
@@ -96,7 +104,10 @@ class _Random:
 
     def pack(self, layouts: Iterable[Layout]) -> Weight:
         made = list(layouts)
-        return self._ops.pack(*made) if self._ops else _Counted()
+        if self._ops is not None:
+            return self._ops.pack(*made)
+        self.widest = max(self.widest, narrow_numbers(made))
+        return _Counted()
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
         made = list(layouts)

@@ -7,18 +7,17 @@ read (``fallback_probe``); code from a model's repository is never run.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from quire.model.config_reader import ConfigReader
 from quire.model.decoder import Step, kv_windows
-from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, register, unsupported
-from quire.model.families import nearest
+from quire.model.fallback_config import class_config
+from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, unsupported
 from quire.model.pages import new_pages
+from quire.model.source import WeightSizes
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense, Layout
@@ -29,30 +28,26 @@ from quire.quant.reader import Reader
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import FROM_ONE, CheckpointError, misshapen
 
-_SIZES = ("num_hidden_layers", "hidden_size", "vocab_size", "max_position_embeddings", "num_attention_heads")
-_BATCH_DEPENDENT = ("dynamic", "longrope")  # rope scalings that Transformers chooses by the longest of a batch
-
 
 class FallbackLoader:
     """Loads a Hugging Face directory of an architecture without a family. Its init raises ``CheckpointError``."""
 
     def __init__(self, checkpoint: Checkpoint, ops: Ops, quantization: str | None = None) -> None:
-        path, config = checkpoint.path, checkpoint.config
-        self._path = path
+        self._path = checkpoint.path
         self._ops = ops
         self._method = None if quantization is None else load_method(quantization)
-        self._architecture = str(config.get("model_type"))[:60]
-        self._config = _transformers_config(path, config, self._architecture)
+        chosen = class_config(checkpoint)
+        self._architecture, self._config, self._renamed = chosen.architecture, chosen.config, chosen.renamed
         for name in checkpoint.names():  # raises for files that are damaged, or pickled
             if name.endswith(".weight"):
                 check_type(name, checkpoint.info(name).type)
         self._calls, empty = probe(self._config, self._architecture)
         self._nbytes = _nbytes(empty, self._method, ops.dtype.itemsize)
+        self._widest = max(m.weight.numel() for m in _linears(empty).values()) if self._method else 0
         self.spec = _spec(self._config, self._architecture, self._calls)
 
-    def check(self) -> int:
-        """Bytes of the weights once loaded."""
-        return self._nbytes
+    def check(self) -> WeightSizes:
+        return WeightSizes(self._nbytes, self._widest)
 
     def decoder(self, threads: int, max_positions: int) -> FallbackDecoder:
         from transformers import AutoModelForCausalLM
@@ -60,6 +55,8 @@ class FallbackLoader:
         loader: Any = AutoModelForCausalLM
         model, report = loader.from_pretrained(
             self._path,
+            config=self._config,
+            key_mapping=self._renamed,
             dtype="auto" if self._ops.device.type == "cpu" else self._ops.dtype,
             attn_implementation=IMPLEMENTATION,
             trust_remote_code=False,
@@ -225,42 +222,11 @@ def _pack_linears(model: Any, method: str | None, ops: Ops) -> None:
         model.set_submodule(name, _PackedLinear(linear, layout, ops))
 
 
-def _transformers_config(path: Path, config: Mapping[str, Any], architecture: str) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise CheckpointError(
-            f"The architecture {architecture!r} has no family of Quire's own; to run it through Transformers, "
-            "pip install 'quire-llm[transformers]'."
-        ) from error
-    if not path.is_dir():
-        raise CheckpointError(f"The architecture {architecture!r} can only be run from a Hugging Face directory.")
-    if config.get("quantization_config"):
-        raise CheckpointError(f"Quire reads no quantised checkpoints of the architecture {architecture!r}.")
-    register()
-    try:
-        loaded = AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # unknown, in need of code of its own, or spoilt
-        raise CheckpointError(
-            f"The architecture {architecture!r} is known neither to Quire nor to the Transformers installed here; "
-            f"a newer one may know it. {nearest(architecture)}"
-        ) from error
-    text = loaded.get_text_config()
-    for key in _SIZES:
-        ConfigReader({key: getattr(text, key, None)}).count(key, default=1)
-    rope = getattr(text, "rope_parameters", None) or {}
-    if isinstance(rope, dict) and rope.get("rope_type") in _BATCH_DEPENDENT:
-        raise CheckpointError(
-            f"The rope scaling {rope['rope_type']!r} of the architecture {architecture!r} would make tokens depend "
-            "on the other requests of a batch: Quire does not run it through Transformers."
-        )
-    return loaded
-
-
 def _spec(config: Any, architecture: str, calls: Sequence[AttentionCall]) -> DecoderSpec:
     text = config.get_text_config()
     norm = NormSpec()  # the model's own; nothing outside asks
-    mlp = MlpSpec(int(getattr(text, "intermediate_size", None) or 4 * text.hidden_size), "silu")
+    widths = getattr(text, "intermediate_size", None) or 4 * text.hidden_size
+    mlp = MlpSpec(max(widths) if isinstance(widths, list) else int(widths), "silu")
     eos = text.eos_token_id
     return DecoderSpec(
         family=f"transformers:{architecture}",

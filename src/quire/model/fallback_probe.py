@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -38,12 +39,16 @@ class _Mask:
     visible: Callable[..., Any]
     window: int | None
 
+    def __getitem__(self, index: object) -> _Mask:
+        """Of some rows, which some classes take: a class that leaves rows out is seen by its queries."""
+        return self
+
 
 class _NotServed(Exception):
     """Why a class can't run on pages."""
 
 
-def register() -> None:
+def _register() -> None:
     """Make ``attn_implementation="quire"`` known to Transformers: each module brings its own function, ``quire``."""
     from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
@@ -66,6 +71,7 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
 
     Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
     """
+    _register()
     calls: list[AttentionCall] = []
     layers = config.get_text_config().num_hidden_layers
     try:
@@ -74,7 +80,7 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
             module.quire = partial(_record, calls, name, module)
         for tokens in _PROBE_TOKENS:
             calls.clear()
-            with torch.device("meta"), torch.no_grad():
+            with torch.device("meta"), torch.no_grad(), _unvalidated():
                 ids = torch.zeros((1, tokens), dtype=torch.int64)
                 model(input_ids=ids, attention_mask=torch.ones_like(ids), position_ids=ids, use_cache=False)
             if len(calls) != layers or len({call.module for call in calls}) != layers:
@@ -84,6 +90,17 @@ def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
     except Exception as error:  # whatever a class that was never meant for this may raise
         raise CheckpointError(unsupported(architecture, _NOT_PLAIN)) from error
     return calls, model
+
+
+@contextmanager
+def _unvalidated() -> Iterator[None]:
+    """Distributions look at their parameters' values otherwise, of which there are none on the meta device."""
+    before = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(False)
+    try:
+        yield
+    finally:
+        torch.distributions.Distribution.set_default_validate_args(before)
 
 
 def _on_meta(config: Any) -> Any:

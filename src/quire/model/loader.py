@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from quire.model.assemble import assemble
 from quire.model.decoder import Decoder
 from quire.model.placing import placed
-from quire.model.source import Headers, Tensors
+from quire.model.source import Headers, Tensors, WeightSizes
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops
@@ -37,12 +37,12 @@ class Loader:
         self._ops = ops
         self._reader = reader_of(checkpoint, quantization, names.kept_plain, ops.device)
 
-    def check(self) -> int:
-        """Bytes of the loaded weights. Raises ``CheckpointError`` naming a tensor that is missing, misshapen or odd."""
+    def check(self) -> WeightSizes:
+        """Raises ``CheckpointError`` naming a tensor that is missing, misshapen or odd."""
         headers = Headers(self._checkpoint, self._reader)
         assemble(self.spec, self._names, headers)
         self._check_unused(headers.used)
-        return headers.nbytes
+        return headers.sizes
 
     def _check_unused(self, used: Set[str]) -> None:
         """Tells of tensors without a use; refuses those that the layers would compute something else with."""

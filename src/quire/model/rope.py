@@ -8,11 +8,10 @@ from typing import Any
 
 import torch
 
+from quire.model.rope_scaling import ORIGINAL, spoilt, yarn_mscale
 from quire.model.spec import RopeSpec
-from quire.weights.errors import CheckpointError
 
 Scaling = Mapping[str, Any]
-_ORIGINAL = "original_max_position_embeddings"
 _FAR = 1 << 24  # beyond the length of any sequence
 
 
@@ -36,31 +35,16 @@ def _frequencies(rope: RopeSpec, length: float) -> tuple[torch.Tensor, float]:
     return frequencies, _FACTORS[kind](scaling) if kind in _FACTORS else 1.0
 
 
-def stretched(rope: RopeSpec, max_position: int) -> int:
-    """How many positions a model of ``max_position`` can be run with, thanks to the scaling."""
-    scaling = dict(rope.scaling)
-    kind = scaling.get("rope_type")
-    if kind in ("linear", "dynamic"):
-        return int(max_position * float(str(scaling["factor"])))
-    if kind == "yarn":
-        return max(max_position, int(float(str(scaling["factor"])) * int(str(scaling[_ORIGINAL]))))
-    return max_position
-
-
 def check_scaling(rope: RopeSpec) -> None:
-    """Raises ``CheckpointError`` for a kind of scaling that is not supported or lacks its numbers."""
-    scaling = dict(rope.scaling)
-    kind = str(scaling.get("rope_type", "default"))
-    if kind not in _SCALINGS:
-        raise CheckpointError(f"The rope scaling {kind[:40]!r} is not supported; supported are {', '.join(_SCALINGS)}.")
+    """Raises ``CheckpointError`` for a scaling that lacks its numbers."""
+    kind = str(dict(rope.scaling).get("rope_type", "default"))
     try:
         for length in (1, _FAR):
             frequencies, factor = _frequencies(rope, length)
             if not bool((frequencies.isfinite() & (frequencies > 0)).all()) or not math.isfinite(factor):
                 raise ValueError("a frequency or a factor is no positive number")
-        stretched(rope, 1)
     except (KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-        raise CheckpointError(f"The rope scaling {kind!r} of the model's config lacks or spoils a number.") from error
+        raise spoilt(kind) from error
 
 
 def _default(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
@@ -73,7 +57,7 @@ def _linear(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 def _dynamic(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """The base grows with the length, so that the slowest frequency is stretched as linear scaling would."""
-    factor, original, rotary_dim = float(scaling["factor"]), float(scaling[_ORIGINAL]), 2 * len(frequencies)
+    factor, original, rotary_dim = float(scaling["factor"]), float(scaling[ORIGINAL]), 2 * len(frequencies)
     stretch = factor * max(float(scaling["length"]), original) / original - (factor - 1)
     growth = math.pow(stretch, rotary_dim / (rotary_dim - 2))
     return frequencies / growth ** (torch.arange(0, rotary_dim, 2).float() / rotary_dim)
@@ -81,14 +65,14 @@ def _dynamic(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 def _longrope(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """LongRoPE (arXiv:2402.13753): a divisor for each frequency, of two sets: for short and for long contexts."""
-    long = float(scaling["length"]) > float(scaling[_ORIGINAL])
+    long = float(scaling["length"]) > float(scaling[ORIGINAL])
     return _divided(frequencies, scaling["long_factor" if long else "short_factor"])
 
 
 def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """Llama 3.1's scaling: long wavelengths are stretched by ``factor``, short ones kept, those between blended."""
     factor, low, high = (float(scaling[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
-    original = float(scaling[_ORIGINAL])
+    original = float(scaling[ORIGINAL])
     wavelength = 2 * math.pi / frequencies
     blend = ((original / wavelength - low) / (high - low)).clamp(0, 1)
     return frequencies / factor * (1 - blend) + frequencies * blend
@@ -96,7 +80,7 @@ def _llama3(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
 
 def _yarn(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     """YaRN (arXiv:2309.00071): slow frequencies are stretched, fast ones kept, those between blended."""
-    base, original = float(scaling["base"]), float(scaling[_ORIGINAL])
+    base, original = float(scaling["base"]), float(scaling[ORIGINAL])
 
     def index(turns: float) -> float:
         """Of the frequency that turns so often over the original length."""
@@ -111,11 +95,6 @@ def _yarn(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:
     return frequencies / float(scaling["factor"]) * stretched + frequencies * (1 - stretched)
 
 
-def yarn_mscale(factor: float, weight: float = 1.0) -> float:
-    """What YaRN multiplies scores by, its square root rather, for a context ``factor`` times as long."""
-    return 1.0 if factor <= 1 else 0.1 * weight * math.log(factor) + 1.0
-
-
 def _yarn_factor(scaling: Scaling) -> float:
     """What the cosines and sines are multiplied by."""
     if scaling.get("attention_factor") is not None:
@@ -128,7 +107,7 @@ def _longrope_factor(scaling: Scaling) -> float:
     if scaling.get("attention_factor") is not None:
         return float(scaling["attention_factor"])
     factor = float(scaling["factor"])
-    return math.sqrt(1 + math.log(factor) / math.log(float(scaling[_ORIGINAL]))) if factor > 1 else 1.0
+    return math.sqrt(1 + math.log(factor) / math.log(float(scaling[ORIGINAL]))) if factor > 1 else 1.0
 
 
 def _factors(frequencies: torch.Tensor, scaling: Scaling) -> torch.Tensor:

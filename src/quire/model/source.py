@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -15,6 +16,16 @@ from quire.quant.reader import Reader
 from quire.quant.scheme import to_torch
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import misshapen
+
+_NARROW = torch.uint8  # stands for any weights of fewer than 16 bits, where only sizes count
+
+
+@dataclass(frozen=True)
+class WeightSizes:
+    """Of a model once loaded. ``widest``: numbers in the largest product's weights of those narrower than 16 bits."""
+
+    nbytes: int
+    widest: int
 
 
 class Source(Protocol):
@@ -85,6 +96,17 @@ class _Unread:
     nbytes = 0
 
 
+def unread(outputs: int, inputs: int, nbytes: int) -> Dense:
+    """Stands for a matrix that takes so many bytes."""
+    dtype = _NARROW if nbytes < 2 * outputs * inputs else torch.float32
+    return Dense(torch.empty((outputs, inputs), dtype=dtype, device="meta"))
+
+
+def narrow_numbers(layouts: Iterable[Layout]) -> int:
+    """In those of ``unread`` matrices that have fewer than 16 bits a weight."""
+    return sum(w.weight.numel() for w in layouts if isinstance(w, Dense) and w.weight.dtype is _NARROW)
+
+
 class Headers:
     """Gives tensors without values; raises ``CheckpointError`` for one that is missing or has a wrong shape."""
 
@@ -93,8 +115,14 @@ class Headers:
     def __init__(self, checkpoint: Checkpoint, reader: Reader) -> None:
         self._checkpoint = checkpoint
         self._reader = reader
-        self.nbytes = 0  # of all tensors so far, once loaded
+        self._nbytes = 0  # of all tensors so far, once loaded
+        self._widest = 0
         self.used: set[str] = set()
+
+    @property
+    def sizes(self) -> WeightSizes:
+        """Of what was asked for so far."""
+        return WeightSizes(self._nbytes, self._widest)
 
     def has(self, name: str) -> bool:
         return name in self._checkpoint.names()
@@ -102,24 +130,26 @@ class Headers:
     def vector(self, name: str, *shape: int) -> torch.Tensor:
         self._check(name, shape)
         check_type(name, self._checkpoint.info(name).type)
-        self.nbytes += 4 * math.prod(shape)
+        self._nbytes += 4 * math.prod(shape)
         return torch.zeros(shape)  # arithmetic on the meta device would import torch._dynamo: a second, and 150 MB
 
     def constant(self, values: torch.Tensor) -> torch.Tensor:
         return values
 
-    def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
+    def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Dense:
         for name, shape in self._reader.tensors(module, outputs, inputs, stack).items():
             self._check(name, shape)
-        self.nbytes += self._reader.nbytes(module, outputs, inputs, stack)
-        return Dense(torch.empty((stack * outputs, inputs), device="meta"))
+        nbytes = self._reader.nbytes(module, outputs, inputs, stack)
+        self._nbytes += nbytes
+        return unread(stack * outputs, inputs, nbytes)
 
     def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
-        self.matrix(name, inputs, outputs, stack)
-        return Dense(torch.empty((stack * outputs, inputs), device="meta"))
+        stored = self.matrix(name, inputs, outputs, stack).weight
+        return Dense(torch.empty((stack * outputs, inputs), dtype=stored.dtype, device="meta"))
 
     def pack(self, layouts: Iterable[Layout]) -> Weight:
-        return self.pack_stack(layouts)
+        self._widest = max(self._widest, narrow_numbers(layouts))
+        return _Unread()
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
         for _ in layouts:  # which may be read only now

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
-from quire.ops.backend import DeltaShape, Routing
+from quire.ops.shapes import DeltaShape, Routing
 
 Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu2", "swiglu_oss"]
 

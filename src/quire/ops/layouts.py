@@ -215,7 +215,7 @@ def join(layouts: Iterable[Layout]) -> list[Layout]:
 def _join(a: Layout, b: Layout) -> Layout | None:
     match a, b:
         case Dense(), Dense() if a.weight.dtype == b.weight.dtype:
-            return Dense(torch.cat([a.weight, b.weight]))
+            return Dense(_end_to_end(a.weight, b.weight))
         case GroupedInt(), GroupedInt() if _kind(a) == _kind(b) and _same(a.order, b.order):
             return _join_grouped(a, b)
         case Codebook(), Codebook() if (
@@ -227,6 +227,12 @@ def _join(a: Layout, b: Layout) -> Layout | None:
         case Fp8(), Fp8() if a.activation == b.activation:
             return _join_fp8(a, b)
     return None
+
+
+def _end_to_end(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    if a.is_meta:  # where only shapes count: torch.cat would import torch's compiler for them, a second
+        return a.new_empty((a.shape[0] + b.shape[0], *a.shape[1:]))
+    return torch.cat([a, b])
 
 
 def _join_grouped(a: GroupedInt, b: GroupedInt) -> GroupedInt:

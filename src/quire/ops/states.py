@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from quire.ops.backend import DeltaShape, Pages
+from quire.ops.backend import Pages
+from quire.ops.shapes import DeltaShape
 
 
 @dataclass(frozen=True)

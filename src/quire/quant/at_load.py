@@ -6,15 +6,26 @@ import math
 from collections.abc import Callable, Collection, Mapping
 
 import torch
+import torch.nn.functional as F
 
 from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
+from quire.quant.fp8 import MX_BLOCK
 from quire.quant.grouped import MIN_GROUP
 from quire.quant.reader import Reader
 
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights that are float32 at a time: a processor's cache, or a busy GPU
 _FP8_MAX = 448.0
 _INT4_GROUP, _NF4_GROUP = 128, 64
-_BITS = {"int8": 8.0, "fp8": 8.0, "int4": 4.0 + 24 / _INT4_GROUP, "nf4": 4.0 + 32 / _NF4_GROUP}
+_FP8_BLOCK = 128
+_BITS = {
+    "int8": 8.0,
+    "fp8": 8.0,
+    "fp8_per_tensor": 8.0,
+    "fp8_per_block": 8.0 + 32 / _FP8_BLOCK,  # each output has scales of its own in the kernels' order
+    "mxfp8": 8.0 + 32 / MX_BLOCK[1],
+    "int4": 4.0 + 24 / _INT4_GROUP,
+    "nf4": 4.0 + 32 / _NF4_GROUP,
+}
 _DEVICE_BITS = _BITS | {"int4": 4.0 + 32 / _INT4_GROUP}  # zeros are as wide as scales there
 # The 16 values of nf4, quantiles of a normal distribution (QLoRA, Dettmers et al. 2023, appendix E).
 NF4 = torch.tensor(
@@ -75,11 +86,47 @@ def _int8(weight: torch.Tensor) -> Layout:
 
 
 def _fp8(weight: torch.Tensor) -> Layout:
-    scale = weight.abs().amax(dim=1).float().clamp_(min=1e-12) / _FP8_MAX
-    q = torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device)
+    return _fp8_blocks(weight, (1, weight.shape[1]), ActivationQuant("fp8"))
+
+
+def _fp8_per_tensor(weight: torch.Tensor) -> Layout:
+    return _fp8_blocks(weight, (weight.shape[0], weight.shape[1]), ActivationQuant("fp8"))
+
+
+def _fp8_per_block(weight: torch.Tensor) -> Layout:
+    return _fp8_blocks(weight, (_FP8_BLOCK, _FP8_BLOCK), ActivationQuant("fp8", group=_FP8_BLOCK))
+
+
+def _mxfp8(weight: torch.Tensor) -> Layout:
+    return Dense(weight) if weight.shape[1] % MX_BLOCK[1] else _fp8_blocks(weight, MX_BLOCK, None, power_of_two=True)
+
+
+def _fp8_blocks(
+    weight: torch.Tensor, block: tuple[int, int], activation: ActivationQuant | None, power_of_two: bool = False
+) -> Fp8:
+    """A scale for each ``block`` of outputs and inputs, that takes its largest weight to the largest float.
+
+    ``power_of_two``: the least power of two that keeps all within range.
+    """
+    scale = _largest(weight, block).clamp_(min=1e-12) / _FP8_MAX
+    if power_of_two:
+        part, exponent = torch.frexp(scale)  # scale = part * 2 ** exponent, part from 0.5 up to 1
+        scale = torch.ldexp(torch.ones_like(scale), exponent - (part == 0.5).int())
+    layout = Fp8(torch.empty(weight.shape, dtype=torch.float8_e4m3fn, device=weight.device), scale, block, activation)
+    of_rows = layout.row_scale()
     for rows in _chunks(weight):
-        q[rows] = (weight[rows].float() / scale[rows, None]).clamp_(-_FP8_MAX, _FP8_MAX).to(q.dtype)
-    return Fp8(q, scale[:, None], (1, weight.shape[1]), ActivationQuant("fp8"))
+        step = of_rows[rows]
+        if step.shape[1] > 1:
+            step = step.repeat_interleave(block[1], dim=1)[:, : weight.shape[1]]
+        layout.weight[rows] = (weight[rows].float() / step).clamp_(-_FP8_MAX, _FP8_MAX).to(layout.weight.dtype)
+    return layout
+
+
+def _largest(weight: torch.Tensor, block: tuple[int, int]) -> torch.Tensor:
+    """The largest magnitude in each block; those at the ends may be smaller."""
+    (n, k), (high, wide) = weight.shape, block
+    whole = F.pad(weight, (0, -k % wide, 0, -n % high)) if n % high or k % wide else weight
+    return whole.abs().reshape(-(-n // high), high, -(-k // wide), wide).amax(dim=(1, 3)).float()
 
 
 def _int4(weight: torch.Tensor) -> Layout:
@@ -121,4 +168,12 @@ def _chunks(weight: torch.Tensor) -> list[slice]:
     return [slice(start, start + step) for start in range(0, weight.shape[0], step)]
 
 
-METHODS: dict[str, Callable[[torch.Tensor], Layout]] = {"int8": _int8, "int4": _int4, "nf4": _nf4, "fp8": _fp8}
+METHODS: dict[str, Callable[[torch.Tensor], Layout]] = {
+    "int8": _int8,
+    "int4": _int4,
+    "nf4": _nf4,
+    "fp8": _fp8,
+    "fp8_per_tensor": _fp8_per_tensor,
+    "fp8_per_block": _fp8_per_block,
+    "mxfp8": _mxfp8,
+}

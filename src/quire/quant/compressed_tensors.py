@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from quire.ops.layouts import ActivationQuant, Int8Channel, Layout
-from quire.quant.fp8 import Fp8Scheme, block_of, positive
+from quire.quant.fp8 import MX_BLOCK, Fp8Scheme, block_of, positive
 from quire.quant.grouped import Groups, group_count, grouped
 from quire.quant.mxfp4 import PACKED as MXFP4
+from quire.quant.nvfp4 import PACKED as NVFP4
 from quire.quant.packing import packed_words, unpack_bits
 from quire.quant.patterns import compiled, matches
 from quire.quant.scheme import FLOATS, Part, Scheme, Settings, finite, part
@@ -190,10 +191,9 @@ def _naive(weights: Settings, inputs: Settings | None) -> Scheme:
     return (_float if weights.one_of("type", "int", ("int", "float")) == "float" else _int8)(weights, inputs)
 
 
-def _mxfp4(weights: Settings, inputs: Settings | None) -> Scheme:
-    if inputs is not None:
-        raise CheckpointError(f"{METHOD} with mxfp4 weights and rounded inputs is not supported.")
-    return MXFP4
+def _as_named(scheme: Scheme) -> Callable[[Settings, Settings | None], Scheme]:
+    """A format that has one scheme. Inputs stay as they are: to round them in blocks, too, would only be less exact."""
+    return lambda weights, inputs: scheme
 
 
 _FORMATS: dict[str, Callable[[Settings, Settings | None], Scheme]] = {
@@ -201,5 +201,7 @@ _FORMATS: dict[str, Callable[[Settings, Settings | None], Scheme]] = {
     "int-quantized": _int8,
     "float-quantized": _float,
     "naive-quantized": _naive,
-    "mxfp4-pack-quantized": _mxfp4,
+    "mxfp4-pack-quantized": _as_named(MXFP4),
+    "mxfp8-quantized": _as_named(Fp8Scheme(".weight_scale", MX_BLOCK)),
+    "nvfp4-pack-quantized": _as_named(NVFP4),
 }

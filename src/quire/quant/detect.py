@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -14,6 +15,7 @@ from quire.quant.bitsandbytes import bitsandbytes_schemes
 from quire.quant.compressed_tensors import compressed_tensors_schemes
 from quire.quant.fp8 import fp8_schemes
 from quire.quant.gptq import gptq_schemes
+from quire.quant.modelopt import modelopt_schemes
 from quire.quant.mxfp4 import mxfp4_schemes
 from quire.quant.reader import PlainReader, Reader, SchemeReader
 from quire.quant.scheme import Scheme
@@ -30,8 +32,13 @@ _READERS: dict[str, Schemes] = {
     "compressed-tensors": compressed_tensors_schemes,
     "fp8": fp8_schemes,
     "mxfp4": mxfp4_schemes,
+    "modelopt": modelopt_schemes,
 }
-_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq"}  # beside the config, before 2024
+# Beside the config, before 2024, and ModelOpt's still.
+_OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+_KV_SCALES = (".k_scale", ".v_scale")
+
+logger = logging.getLogger("quire.quant")
 
 
 def reader_of(
@@ -55,7 +62,14 @@ def reader_of(
             f"The checkpoint is quantised already, by {own}, so that --quantization {quantization} can't apply; "
             "leave the option out."
         )
-    return plain if own == "gguf" else SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
+    if own == "gguf":
+        return plain
+    if config.get("kv_cache_scheme") or any(name.endswith(_KV_SCALES) for name in checkpoint.names()):
+        logger.warning(
+            "The checkpoint's scales of keys and values (kv_cache_scheme) are not used: pages hold them in the type "
+            "of activations, or of --kv-cache-dtype, whose fp8 has a finer scale for each head and token."
+        )
+    return SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
 
 
 def _own(checkpoint: Checkpoint) -> tuple[str | None, Mapping[str, Any]]:

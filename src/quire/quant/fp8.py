@@ -1,4 +1,4 @@
-"""Checkpoints of 8-bit floats (e4m3): one scale a tensor, an output, or a block (DeepSeek's ``weight_scale_inv``).
+"""Checkpoints of 8-bit floats (e4m3): one scale a tensor, an output, or a block (DeepSeek's ``weight_scale_inv``, MX).
 
 Where the format's activations are dynamic, each token gets a scale of its own: one for a whole batch, which some
 engines take, would let requests change each other's results.
@@ -19,6 +19,7 @@ from quire.weights.errors import CheckpointError
 
 _STATIC = (".input_scale", ".activation_scale")
 _MAX_BLOCK = 1 << 20
+MX_BLOCK = (1, 32)  # MXFP8: inputs of an output that share a power of two
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,10 @@ class Fp8Scheme:
         shapes: tuple[tuple[int, ...], ...] = ((), (1,), (outputs, 1), (outputs,), (1, 1))
         if self.block:
             shapes = ((-(-outputs // self.block[0]), -(-inputs // self.block[1])),)
-        parts = {
-            ".weight": part(outputs, inputs, types=("F8_E4M3",)),
-            self.scale: Part(shapes, (*FLOATS, "F8_E8M0")),
-        }
+        scale = Part(shapes, (*FLOATS, "F8_E8M0"))
+        if self.block == MX_BLOCK:
+            scale = Part(shapes, ("U8", "F8_E8M0"), growth=4)
+        parts = {".weight": part(outputs, inputs, types=("F8_E4M3",)), self.scale: scale}
         if self.static:
             parts[self.static] = Part(((), (1,), (1, 1)), FLOATS)
         return parts

@@ -37,11 +37,15 @@ class Mxfp4Scheme:
         }
 
     def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        codes, scale = tensors[self.codes].reshape(outputs, -1), tensors[self.scales]
+        scale = tensors[self.scales]
         if bool((scale == 255).any()):
             raise CheckpointError("The checkpoint is corrupt: a scale is no number.")
-        q = torch.stack((codes & 15, codes >> 4), dim=2).view(outputs, inputs)
-        return Codebook(q, TABLE, scale, BLOCK)
+        return Codebook(codes_of(tensors[self.codes], inputs), TABLE, scale, BLOCK)
+
+
+def codes_of(pairs: torch.Tensor, inputs: int) -> torch.Tensor:
+    """``[N, K]`` codes, of which a byte holds two, the first in its low half."""
+    return torch.stack((pairs & 15, pairs >> 4), dim=-1).reshape(-1, inputs)
 
 
 GPT_OSS = Mxfp4Scheme("_blocks", "_scales", flat=False)

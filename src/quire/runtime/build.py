@@ -13,11 +13,12 @@ import torch
 
 from quire.config.engine import EngineConfig
 from quire.engine.plan import LoadedRunner
-from quire.model.config_reader import UnsupportedVariant, stored_dtype
-from quire.model.dummy import DummyLoader
+from quire.model.config_reader import UnsupportedVariant
+from quire.model.dummy import DummyLoader, stored_dtype
 from quire.model.fallback import FallbackLoader
 from quire.model.families import describe
 from quire.model.loader import Loader
+from quire.model.rope import check_scaling
 from quire.model.spec import DecoderSpec
 from quire.ops.backend import Ops, backend
 from quire.ops.cpu.load import default_threads
@@ -66,7 +67,8 @@ def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
     ops = ops or _ops(device, threads, config.cpu_activations)
     loader = _loader(config, ops)
     kv_dtype = device.kv_dtype(config)
-    memory = plan_memory(loader.spec, config, loader.check(), device, kv_dtype.itemsize)
+    weights = loader.check()
+    memory = plan_memory(loader.spec, config, weights.nbytes, device, kv_dtype.itemsize, weights.widest)
     return Blueprint(loader.spec, loader, device, memory, threads, ops)
 
 
@@ -119,6 +121,8 @@ def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLo
         if config.load_format == "dummy" or not checkpoint.path.is_dir():
             raise
         return FallbackLoader(checkpoint, ops, config.quantization)
+    for rope in {layer.attention.rope for layer in spec.layers if layer.attention.rope}:
+        check_scaling(rope)
     if config.load_format == "dummy":
         return DummyLoader(spec, names, ops, config.quantization, stored_dtype(checkpoint.config))
     return Loader(checkpoint, spec, names, ops, config.quantization)

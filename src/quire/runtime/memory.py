@@ -69,9 +69,12 @@ def page_bytes(
 
 
 def plan_memory(
-    spec: DecoderSpec, config: EngineConfig, weights: int, device: DeviceFacts, kv_item_bytes: int
+    spec: DecoderSpec, config: EngineConfig, weights: int, device: DeviceFacts, kv_item_bytes: int, widest: int = 0
 ) -> MemoryPlan:
-    """Fit context and pages into the configured memory. Raises ``MemoryTooSmall``."""
+    """Fit context and pages into the configured memory. Raises ``MemoryTooSmall``.
+
+    ``widest``: numbers in the largest of the weights that are narrower than activations.
+    """
     slots, chunk, page_size = device.slots(config), device.step_tokens(config), device.pages(config)
     if config.page_size is None and any(isinstance(layer.attention, DeltaSpec) for layer in spec.layers):
         page_size = max(page_size, _STATE_PAGE_SIZE)
@@ -85,6 +88,8 @@ def plan_memory(
     workspace = _workspace_bytes(spec, slots, chunk, device)
     if device.kind == "cuda":
         workspace += _state_bytes(slots, wanted_len, page_size, len(windows))
+        # Products of many rows expand narrow weights; captured steps have a buffer for that of their own.
+        workspace += 2 * device.activation_bytes * widest
     total = memory_bytes(config.memory, device.memory)
     per_page = [page_bytes(spec, w, page_size, kv_item_bytes, device.latent_once) for w in windows]
 

@@ -172,8 +172,10 @@ class Lifecycle:
         await self._engine_begun.wait()
 
         def work() -> TextFront:
+            from quire.model.support import check_config
             from quire.text.front import open_front
 
+            check_config(found)
             return open_front(self._engine_config, found, self._template)
 
         return await in_thread(work)

@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quire.ops.backend import DeltaShape, DeltaWeights
+from quire.ops.backend import DeltaWeights
+from quire.ops.shapes import DeltaShape
 from quire.ops.states import StatePages
 from quire.ops.triton import TritonOps
 

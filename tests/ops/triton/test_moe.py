@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from quire.ops.backend import Routes, Routing
+from quire.ops.backend import Routes
 from quire.ops.layouts import Dense
+from quire.ops.shapes import Routing
 from quire.ops.triton import TritonOps
 from tests.ops.triton.harness import REFERENCE, close, draw, given
 

@@ -88,6 +88,8 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "fp8": lambda: fp8((1, K), None),
     "fp8, rounded": lambda: fp8((1, K), ActivationQuant("fp8")),
     "fp8, one scale, fixed": lambda: fp8((N, K), ActivationQuant("fp8", 0.01)),
+    "nvfp4": lambda: codebook(TABLE, 16),
+    "mxfp8": lambda: fp8((1, 32), None),
     "fp8, blocks": lambda: fp8((32, 128), None),
     "fp8, blocks, rounded": lambda: fp8((32, 128), ActivationQuant("fp8", group=128), 448),
 }

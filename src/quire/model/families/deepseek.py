@@ -7,10 +7,10 @@ from typing import Any
 
 from quire.model.config_reader import ConfigReader
 from quire.model.families import llama
-from quire.model.rope import yarn_mscale
+from quire.model.rope_scaling import yarn_mscale
 from quire.model.spec import AttentionSpec, DecoderSpec, LatentSpec, LayerSpec, MlpSpec, MoeSpec, RopeSpec
 from quire.model.weight_map import WeightMap
-from quire.ops.backend import Routing
+from quire.ops.shapes import Routing
 from quire.weights.errors import CheckpointError
 
 MODEL_TYPES: tuple[str, ...] = ("deepseek_v2", "deepseek_v3")

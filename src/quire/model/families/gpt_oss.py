@@ -10,7 +10,7 @@ from quire.model.config_reader import ConfigReader
 from quire.model.families import llama
 from quire.model.spec import DecoderSpec, LayerSpec, MoeSpec
 from quire.model.weight_map import MoeNames, WeightMap
-from quire.ops.backend import Routing
+from quire.ops.shapes import Routing
 from quire.weights.errors import CheckpointError
 
 MODEL_TYPES: tuple[str, ...] = ("gpt_oss",)

@@ -10,7 +10,7 @@ from quire.model.config_reader import ConfigReader
 from quire.model.families import granite, llama
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, MoeSpec
 from quire.model.weight_map import MoeNames, WeightMap
-from quire.ops.backend import Routing
+from quire.ops.shapes import Routing
 
 MODEL_TYPES: tuple[str, ...] = ("granitemoe", "granitemoeshared")
 _LAYER = "model.layers.{i}."

@@ -9,7 +9,7 @@ from quire.model.config_reader import ConfigReader
 from quire.model.families import llama
 from quire.model.spec import DecoderSpec, LayerSpec, MoeSpec
 from quire.model.weight_map import MoeNames, WeightMap
-from quire.ops.backend import Routing
+from quire.ops.shapes import Routing
 
 MODEL_TYPES: tuple[str, ...] = ("mixtral",)
 _MOE = "model.layers.{i}.block_sparse_moe."

@@ -9,7 +9,7 @@ from quire.model.config_reader import ConfigReader, UnsupportedVariant
 from quire.model.families import llama, mixtral
 from quire.model.spec import DecoderSpec, LayerSpec, MoeSpec
 from quire.model.weight_map import WeightMap
-from quire.ops.backend import Routing
+from quire.ops.shapes import Routing
 
 MODEL_TYPES: tuple[str, ...] = ("phimoe",)
 WEIGHTS = WeightMap(moe=mixtral.NAMES)

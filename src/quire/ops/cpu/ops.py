@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 
 import torch
 
-from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.backend import AttentionStep, DeltaWeights, Pages, Routes, SampleStep, Weight
 from quire.ops.cpu import _kernels, weights
 from quire.ops.cpu.recording import Arena, NotRecordable, Recording, record
 from quire.ops.cpu.weights import CpuPages, CpuParts, CpuStack, CpuWeight
 from quire.ops.layouts import Layout
 from quire.ops.reference.delta import gated_delta
+from quire.ops.shapes import DeltaShape, Routing
 
 ACTIVATIONS = {"silu": 0, "gelu": 1, "gelu_tanh": 2, "relu": 3, "relu2": 4, "swiglu_oss": 5}
 SCORINGS = {"softmax": 0, "sigmoid": 1, "sparsemixer": 2}

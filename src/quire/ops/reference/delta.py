@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 
-from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights, Pages
+from quire.ops.backend import AttentionStep, DeltaWeights, Pages
+from quire.ops.shapes import DeltaShape
 from quire.ops.states import StatePages, state_pages
 
 CHUNK = 64  # tokens that are worked out together

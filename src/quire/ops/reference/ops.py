@@ -9,12 +9,13 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 
-from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights, Pages, Routes, Routing, SampleStep, Weight
+from quire.ops.backend import AttentionStep, DeltaWeights, Pages, Routes, SampleStep, Weight
 from quire.ops.layouts import ActivationQuant, Layout
 from quire.ops.reference.delta import gated_delta
 from quire.ops.reference.rounding import rounded
 from quire.ops.reference.routing import route
 from quire.ops.reference.sampling import sample
+from quire.ops.shapes import DeltaShape, Routing
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from quire.ops.backend import Routes, Routing
+from quire.ops.backend import Routes
+from quire.ops.shapes import Routing
 
 
 def route(logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:

@@ -11,7 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.ops.backend import AttentionStep, DeltaShape, DeltaWeights
+from quire.ops.backend import AttentionStep, DeltaWeights
+from quire.ops.shapes import DeltaShape
 from quire.ops.states import StatePages
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.search import owner_of

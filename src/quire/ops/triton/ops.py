@@ -7,19 +7,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from quire.ops.backend import (
-    AttentionStep,
-    DeltaShape,
-    DeltaWeights,
-    Pages,
-    Routes,
-    Routing,
-    SampleStep,
-    Singles,
-    Weight,
-)
+from quire.ops.backend import AttentionStep, DeltaWeights, Pages, Routes, SampleStep, Singles, Weight
 from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Layout, join
 from quire.ops.reference.routing import route
+from quire.ops.shapes import DeltaShape, Routing
 from quire.ops.states import state_pages
 from quire.ops.triton import (
     cute,
