@@ -526,7 +526,10 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
             tiles, programs = Tiles(64, 64, 1, 4, 3), 400
     else:
         wide = weight.bits == 4 and weight.group >= 32 and weight.table is None  # or shared memory is short
-        tall = wide and (many or deep) and rows > 128 and not 256 < rows <= 384
-        tiles, programs = Tiles(256 if tall else 128, 128, 1, 8, 3), 132
+        if wide and 128 < rows <= 192:
+            tiles, programs = (Tiles(64, 256, 1, 8, 3), 132) if many else (Tiles(64, 128, 1, 4, 3), 400)
+        else:
+            tall = wide and (many or deep) and rows > 128 and not 256 < rows <= 384
+            tiles, programs = Tiles(256 if tall else 128, 128, 1, 8, 3), 132
     each = triton.cdiv(rows, tiles.block_m) * triton.cdiv(n, tiles.block_n)
     return replace(tiles, splits=splits_for(each, blocks, programs, most))
