@@ -69,7 +69,8 @@ def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
     model.save_pretrained(path)
-    narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, attn_implementation="eager")
+    how = {"attn_implementation": "eager", "experts_implementation": "eager"}
+    narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **how)
     error = _errors(expected(narrow.eval(), TOKENS), expected(model, TOKENS))
     return Case(request.param, path, model, float(error.median()), float(error.max()))
 
