@@ -61,7 +61,7 @@ QUIRE_ALONE void score_tile(const float* q, const Chunk<T>* chunk, bool fetch, b
   const T* k = chunk->k;
   for (int64_t d = 0; d < dim; d += 8, k += 8 * page_size) {
     if (fetch) fetch_ahead(chunk, last, d, page_size);
-    multiply_tile<Rows>(q + d * Rows, k, page_size, 8, acc);
+    multiply_tile<Rows>(q + d * Rows, Rows, 1, k, page_size, 8, acc);
   }
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) store(scores + m * stride, acc[m]);

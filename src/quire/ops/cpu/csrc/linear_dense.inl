@@ -17,10 +17,10 @@ void dense_direct(const Weight& w, int64_t panel, const float* a, const float* b
     QUIRE_UNROLL
     for (int s = 0; s < kSums; ++s) {
       __builtin_prefetch(reinterpret_cast<const uint8_t*>(b + s * 16) + 1024);
-      multiply_tile<Rows>(a + s * Rows, b + s * 16, 16, 1, acc[s]);
+      multiply_tile<Rows>(a + s * Rows, Rows, 1, b + s * 16, 16, 1, acc[s]);
     }
   }
-  multiply_tile<Rows>(a, b, 16, w.k - k, acc[0]);
+  multiply_tile<Rows>(a, Rows, 1, b, 16, w.k - k, acc[0]);
   const int64_t first = panel * 16, left = w.n - first;
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) {

@@ -1,9 +1,11 @@
 // Float32 products of a few rows with 16 outputs, and how many rows are cut into such tiles.
 
 #ifdef QUIRE_AVX512
-constexpr int kTileRows = 24;  // 24 sums and the weights: 25 registers
+constexpr int kTileRows = 24;       // 24 sums and the weights: 25 registers
+constexpr bool kInterleave = true;  // so many rows are too many addresses
 #else
 constexpr int kTileRows = 6;  // 6 rows x 2 vectors of sums, 2 of weights, 1 broadcast: 15 registers
+constexpr bool kInterleave = false;
 #endif
 
 // ``call`` with a constant, ``rows``, of 1 to Highest.
@@ -78,24 +80,26 @@ void interleave(const float* x, int64_t rows, int64_t width, float* out) {
   }
 }
 
-// acc += a [count][Rows] x b [count][16, rows ``b_stride`` apart].
+// acc += a x b [count][16, rows ``b_stride`` apart]. Of ``a``, inputs lie ``next`` apart and rows ``row`` apart.
 template <int Rows, typename T>
-QUIRE_INLINE void multiply_tile(const float* a, const T* b, int64_t b_stride, int64_t count, Wide (&acc)[Rows]) {
-  for (int64_t k = 0; k < count; ++k, a += Rows, b += b_stride) {
+QUIRE_INLINE void multiply_tile(const float* a, int64_t next, int64_t row, const T* b, int64_t b_stride, int64_t count,
+                                Wide (&acc)[Rows]) {
+  for (int64_t k = 0; k < count; ++k, a += next, b += b_stride) {
     const Wide w = load_wide(b);
     QUIRE_UNROLL
-    for (int m = 0; m < Rows; ++m) accumulate(acc[m], a + m, w);
+    for (int m = 0; m < Rows; ++m) accumulate(acc[m], a + m * row, w);
   }
 }
 
-// to [Rows][16] = from [Rows][16] + a [count][Rows] x b [count][16]; rows of ``from`` and ``to`` lie their strides apart.
+// to [Rows][16] = from [Rows][16] + inputs x b [count][16]; rows of ``from`` and ``to`` lie their strides apart. ``a``: the
+// inputs, interleaved or as they are, ``width`` to a row.
 template <int Rows>
-QUIRE_ALONE void dense_tile(const float* a, const float* b, int64_t count, const float* from, int64_t from_stride, float* to,
-                int64_t to_stride) {
+QUIRE_ALONE void dense_tile(const float* a, int64_t width, const float* b, int64_t count, const float* from,
+                            int64_t from_stride, float* to, int64_t to_stride) {
   Wide acc[Rows];
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) acc[m] = load_wide(from + m * from_stride);
-  multiply_tile<Rows>(a, b, 16, count, acc);
+  multiply_tile<Rows>(a, kInterleave ? Rows : 1, kInterleave ? 1 : width, b, 16, count, acc);
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) store(to + m * to_stride, acc[m]);
 }
@@ -135,17 +139,21 @@ void tiled_columns(Pool& pool, int thread, const Weight& w, int64_t first, int64
   const int64_t width = w.n - first < 16 ? w.n - first : 16;
   alignas(64) float initial[16] = {};
   for (int64_t i = 0; bias && i < width; ++i) initial[i] = bias[first + i];
+  const int64_t span = 16 / w.panel_width() * w.panel_bytes();  // of 16 outputs' weights
+  const uint8_t* next = w.data + (first / 16 + pool.threads()) * span;
   for (int64_t k = 0; k < w.k; k += step) {
     const int64_t count = w.k - k < step ? w.k - k : step;
     const bool last = k + count == w.k && width == 16;
+    // Panels are short streams, which the processor's own prefetching misses: fetch what the thread's next task reads.
+    for (int64_t i = span * k / w.k; i < span * (k + count) / w.k; i += 64) __builtin_prefetch(next + i);
     unpack(k, count, block);
     for (int64_t t = begin; t < end; ++t) {
-      const float* a = values + tiles.start(t) * w.k + k * tiles.height(t);
+      const float* a = values + tiles.start(t) * w.k + (kInterleave ? k * tiles.height(t) : k);
       float* sum = sums + (tiles.start(t) - row) * 16;
       const float* from = k ? sum : initial;
       float* to = last ? out + tiles.start(t) * stride + first : sum;
       with_rows<kTileRows>(tiles.height(t), [&](auto height) {
-        dense_tile<height>(a, block, count, from, k ? 16 : 0, to, last ? stride : 16);
+        dense_tile<height>(a, w.k, block, count, from, k ? 16 : 0, to, last ? stride : 16);
       });
     }
   }
@@ -161,7 +169,7 @@ void linear_tiled(Pool& pool, const float* x, int64_t rows, const Weight& w, con
   const int64_t steps = (w.k + kBlockInputs - 1) / kBlockInputs;
   const int64_t step = ((w.k + steps - 1) / steps + granule - 1) / granule * granule;
   const Tiles tiles(rows, kTileRows);
-  const float* values = interleaved(pool, x, w.k, tiles);
+  const float* values = kInterleave ? interleaved(pool, x, w.k, tiles) : x;
   int64_t block = kRowBlockBytes / (4 * w.k);
   block = (block > kMinRowBlock ? block : kMinRowBlock) / kTileRows;
   const int64_t blocks = (tiles.count + block - 1) / block, columns = (w.n + 15) / 16;
