@@ -98,7 +98,11 @@ def start(device: torch.device) -> None:
 
 def compiled_apart(kind: str, **variant: Any) -> bool:
     """Within ``compile_only``: whether a process compiles the variant, so that the caller need not."""
-    return compiling() and kind in _compilers and _compilers[kind].compiles(json.dumps(variant))
+    return compiling() and kind in _compilers and _compilers[kind].compiles(json.dumps(variant, default=_name))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def finish() -> None:

@@ -34,8 +34,7 @@ def hopper(device: torch.device) -> bool:
 
 def start_early(device: torch.device) -> None:
     """Begin the imports, which take seconds, beside whatever comes, and the compilers."""
-    if all(importlib.util.find_spec(name) for name in ("flash_attn", "quack")):
-        ahead.start(device)
+    ahead.start(device)
     Thread(target=lambda: (flash_attention_function(), gated_products()), daemon=True).start()
 
 

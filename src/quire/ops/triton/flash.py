@@ -53,14 +53,14 @@ def flash_attention(
     """As ``Ops.attention``; raises ``RuntimeError`` where FlashAttention-4 is not there."""
     if compiled_apart(
         "flash",
-        dtype=str(q.dtype).removeprefix("torch."),
+        dtype=q.dtype,
         heads=heads,
         kv_heads=pages.k.shape[2],
         head_dim=head_dim,
         page_size=pages.page_size,
         window=window,
         softcap=softcap,
-        sinks=None if sinks is None else str(sinks.dtype).removeprefix("torch."),
+        sinks=None if sinks is None else sinks.dtype,
     ):
         return torch.empty_like(q)
     function = flash_attention_function()

@@ -42,7 +42,7 @@ def takes(x: torch.Tensor, outputs: int, activation: str) -> bool:
 
 
 def _apart(dtype: torch.dtype, activation: str) -> bool:
-    return compiled_apart("gated", dtype=str(dtype).removeprefix("torch."), activation=activation)
+    return compiled_apart("gated", dtype=dtype, activation=activation)
 
 
 @cache

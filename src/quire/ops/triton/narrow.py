@@ -13,6 +13,7 @@ from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Ch
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}  # bits of each plane, the lowest first
 _WORDS = {4: torch.int32, 2: torch.int16, 1: torch.int8}
+PLANES_BLOCK = 128  # inputs that 16 words of a plane hold
 # Input of each field of a block's words [16, 8]: thread j % 4 holds it in the left operand of a product. Pairs of
 # neighbours, 8 apart; a pair's second is four fields on.
 FIELDS = [[32 * (j // 4) + 16 * (f % 4 // 2) + 8 * (f % 2) + 2 * (j % 4) + f // 4 for f in range(8)] for j in range(16)]
@@ -151,8 +152,9 @@ def _codebook(layout: Codebook, dtype: torch.dtype) -> PlanesWeight | None:
 def _planes(q: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
     """The planes of ``q [N, K] uint8``."""
     n, k = q.shape
-    q = torch.nn.functional.pad(q, (0, -k % 128))
-    blocks = q.view(n, -1, 128).transpose(0, 1)[:, :, torch.tensor(FIELDS, device=q.device)]  # [blocks, N, word, field]
+    q = torch.nn.functional.pad(q, (0, -k % PLANES_BLOCK))
+    fields = torch.tensor(FIELDS, device=q.device)
+    blocks = q.view(n, -1, PLANES_BLOCK).transpose(0, 1)[:, :, fields]  # [blocks, N, word, field]
     planes, low = [], 0
     for size in _PLANES[bits]:
         words = torch.zeros(blocks.shape[:3], dtype=_WORDS[size], device=q.device)
@@ -166,7 +168,7 @@ def _planes(q: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
 
 def _groups(k: int, group: int) -> int:
     """Of all blocks of k inputs."""
-    return -(-(k + -k % 128) // group)
+    return -(-(k + -k % PLANES_BLOCK) // group)
 
 
 def _meta(scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int) -> torch.Tensor:

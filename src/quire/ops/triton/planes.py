@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import torch
 import triton
 import triton.language as tl
 
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.narrow import PlanesWeight
+from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
 from quire.ops.triton.search import owner_of
 from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
-WORDS, BLOCK = tl.constexpr(16), tl.constexpr(128)  # of a block: words in a plane, and inputs
+WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
 _PAIRS = ",".join(["=h"] * 8)
 
 
@@ -405,16 +406,12 @@ def product(
     t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
-    code, registers, table = _code(weight, x.dtype, x.device)
+    tensors, constants = _arguments(weight, x.dtype)
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
         x,
-        weight.plane(4),
-        weight.plane(2),
-        weight.plane(1),
-        weight.meta,
-        table,
+        *tensors,
         x if bias is None else bias,
         out,
         partial,
@@ -427,18 +424,11 @@ def product(
         k,
         t.splits,
         count,
-        BITS=weight.bits,
-        KIND=weight.kind,
-        MAGIC=weight.magic[0],
-        BASE=weight.base,
-        GROUP=weight.group,
-        RAGGED=k % BLOCK.value != 0,
+        **constants,
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
         EXPERTS=experts is not None,
         GATHER=experts is not None and experts.rows is not None,
-        CODE=code,
-        REGISTERS=registers,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
@@ -458,44 +448,43 @@ def expand(
     out = torch.empty(rows, k, dtype=dtype, device=device)
     if rows == 0:
         return out
-    code, registers, table = _code(weight, dtype, device)
+    tensors, constants = _arguments(weight, dtype)
     block_n = 64 if ids is None else 16
     launch(
         _expand,
-        (triton.cdiv(rows, block_n), triton.cdiv(k, BLOCK.value)),
+        (triton.cdiv(rows, block_n), triton.cdiv(k, PLANES_BLOCK)),
         weight.meta if ids is None else ids,
-        weight.plane(4),
-        weight.plane(2),
-        weight.plane(1),
-        weight.meta,
-        table,
+        *tensors,
         out,
         rows,
         stored,
         k,
         multiplier,
-        BITS=weight.bits,
-        KIND=weight.kind,
-        MAGIC=weight.magic[0],
-        BASE=weight.base,
-        GROUP=weight.group,
-        RAGGED=k % BLOCK.value != 0,
+        **constants,
         GATHER=ids is not None,
-        CODE=code,
-        REGISTERS=registers,
         BLOCK_N=block_n,
         num_warps=4,
     )
     return out
 
 
-def _code(weight: PlanesWeight, dtype: torch.dtype, device: torch.device) -> tuple[str, str, torch.Tensor]:
-    """PTX that widens 4-bit fields, its registers, and the table it looks up (anything where there is none)."""
-    if weight.bits != 4 or device.type != "cuda" or dtype.itemsize != 2:
-        return "", "", weight.meta if weight.table is None else weight.table
-    if weight.table_bytes is not None:
-        return *_look_up(dtype), weight.table_bytes
-    return *_widen(weight.kind, dtype, weight.base), weight.meta
+def _arguments(weight: PlanesWeight, dtype: torch.dtype) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+    """What both kernels are told of a weight: its tensors, in order, and constants."""
+    code, registers, table = "", "", weight.table
+    if weight.bits == 4 and weight.meta.device.type == "cuda" and dtype.itemsize == 2:
+        table = weight.table_bytes
+        code, registers = _widen(weight.kind, dtype, weight.base) if table is None else _look_up(dtype)
+    tensors = (weight.plane(4), weight.plane(2), weight.plane(1), weight.meta, weight.meta if table is None else table)
+    return tensors, {
+        "BITS": weight.bits,
+        "KIND": weight.kind,
+        "MAGIC": weight.magic[0],
+        "BASE": weight.base,
+        "GROUP": weight.group,
+        "RAGGED": weight.shape[1] % PLANES_BLOCK != 0,
+        "CODE": code,
+        "REGISTERS": registers,
+    }
 
 
 def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False, item: int = 2) -> Tiles:
@@ -505,7 +494,7 @@ def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = 
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
-    blocks, most = triton.cdiv(k, BLOCK.value), 8
+    blocks, most = triton.cdiv(k, PLANES_BLOCK), 8
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
     many, deep = n >= _MANY_OUTPUTS, k >= _DEEP
