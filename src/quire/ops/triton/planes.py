@@ -15,6 +15,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
@@ -22,6 +23,7 @@ from quire.ops.triton.search import owner_of
 from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
+_DESCRIBED_ROWS = 64
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
 _PAIRS = ",".join(["=h"] * 8)
@@ -234,6 +236,7 @@ def _product(
     SPLIT: tl.constexpr,
     EXPERTS: tl.constexpr,
     GATHER: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # x_ptr is a tensor descriptor
     CODE: tl.constexpr,
     REGISTERS: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "": none
@@ -241,7 +244,7 @@ def _product(
     BLOCK_N: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    DTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    DTYPE: tl.constexpr = out_ptr.dtype.element_ty
     tile = tl.program_id(0)
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     split = tl.program_id(2)
@@ -275,7 +278,9 @@ def _product(
     source = row
     if GATHER:
         source = tl.load(rows_ptr + row, mask=here, other=0)
-    x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
+    top = first if EXPERTS else tile * BLOCK_M
+    if not DESCRIBED:
+        x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
     at = tl.where(real, at, 0).to(tl.int64)  # an output beyond the last one is read as the first, and never written
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for block in tl.range(begin, end):
@@ -297,11 +302,16 @@ def _product(
             REGISTERS,
             DTYPE,
         )
-        mask = here[:, None]
-        if RAGGED:
-            mask = mask & (j + block * BLOCK < K)[None, :]
-        x = tl.trans(tl.load(x_rows + block * BLOCK, mask=mask, other=0.0))
-        acc = tl.dot(w, x, acc, input_precision="ieee")
+        if DESCRIBED:
+            x = x_ptr.load([top, block * BLOCK])
+        else:
+            mask = here[:, None]
+            if RAGGED:
+                mask = mask & (j + block * BLOCK < K)[None, :]
+            x = tl.load(x_rows + block * BLOCK, mask=mask, other=0.0)
+        acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
+        if CODE != "":
+            acc = tl.inline_asm_elementwise("", "=r,0", [acc], tl.float32, False, 1)
     mask = here[None, :] & real[:, None]
     if SPLIT:
         cell = row[None, :] * N + n[:, None]
@@ -407,10 +417,12 @@ def product(
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
+    gather = experts is not None and experts.rows is not None
+    described = t.block_m >= _DESCRIBED_ROWS and not gather
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
-        x,
+        TensorDescriptor.from_tensor(x, [t.block_m, PLANES_BLOCK]) if described else x,
         *tensors,
         x if bias is None else bias,
         out,
@@ -428,7 +440,8 @@ def product(
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
         EXPERTS=experts is not None,
-        GATHER=experts is not None and experts.rows is not None,
+        GATHER=gather,
+        DESCRIBED=described,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
