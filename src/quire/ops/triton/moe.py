@@ -1,7 +1,6 @@
 """Products with experts: rows sorted by expert, each expert's rows times its own matrix.
 
-The rows of each expert are known on the device alone, so the grid is an upper bound, as in prefill: expert e owns the
-tiles from ``offsets[e] // BLOCK_M + e``.
+The rows of each expert are known on the device alone, so the grid is an upper bound, as in prefill.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import triton.language as tl
 
 from quire.ops.backend import Routes
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.search import owner_of
+from quire.ops.triton.tiles import expert_rows
 
 
 @triton.jit(do_not_specialize=["experts"])
@@ -35,10 +34,7 @@ def _grouped(
 ):
     inputs_ready(PDL)
     tile = tl.program_id(1)
-    expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
-    begin = tl.load(offsets_ptr + expert)
-    end = tl.load(offsets_ptr + expert + 1)
-    begin += (tile - begin // BLOCK_M - expert) * BLOCK_M
+    expert, begin, end = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
     if begin >= end:
         return
     row = begin + tl.arange(0, BLOCK_M)

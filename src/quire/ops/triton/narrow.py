@@ -70,14 +70,23 @@ class OctetsWeight:
 
     @property
     def nbytes(self) -> int:
-        return self.q.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes)
+        more = [tensor.nbytes for tensor in (self.offset, self.sums) if tensor is not None]
+        return self.q.nbytes + self.scale.nbytes + sum(more)
 
 
 NarrowWeight = PlanesWeight | OctetsWeight
 
 
-def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
+def stacked(parts: Sequence[NarrowWeight]) -> NarrowWeight | None:
     """Matrices as one weight, their outputs one after another; ``None`` where they differ in more than numbers."""
+    planes = [part for part in parts if isinstance(part, PlanesWeight)]
+    octets = [part for part in parts if isinstance(part, OctetsWeight)]
+    if planes and octets:
+        return None
+    return _stacked_planes(planes) if planes else _stacked_octets(octets)
+
+
+def _stacked_planes(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
     first = parts[0]
     kinds = {(p.shape, p.bits, p.kind, p.base, p.group, p.order is None) for p in parts}
     tables = [p.table for p in parts if p.table is not None]
@@ -86,6 +95,22 @@ def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
     planes = tuple(torch.cat(plane, dim=1) for plane in zip(*(p.planes for p in parts), strict=True))
     shape = (len(parts) * first.shape[0], first.shape[1])
     return replace(first, shape=shape, planes=planes, meta=torch.cat([p.meta for p in parts], dim=1))
+
+
+def _stacked_octets(parts: Sequence[OctetsWeight]) -> OctetsWeight | None:
+    """Where inputs would be rounded otherwise for each matrix, they stay as they are."""
+    first = parts[0]
+    kinds = {(p.shape, p.q.dtype, p.scale.shape, p.group, p.offset is None, p.order is None) for p in parts}
+    if len(kinds) > 1 or first.order is not None:
+        return None
+    q = torch.cat([p.q.view(torch.uint8) for p in parts]).view(first.q.dtype)
+    scale = torch.cat([p.scale for p in parts], dim=1)
+    offsets = [p.offset for p in parts if p.offset is not None]
+    offset = torch.cat(offsets, dim=1) if offsets else None
+    if any(p.activation != first.activation for p in parts):
+        return OctetsWeight(q, scale, offset, first.group)
+    sums = [p.sums for p in parts if p.sums is not None]
+    return OctetsWeight(q, scale, offset, first.group, first.activation, torch.cat(sums) if sums else None)
 
 
 def moved(layout: AnyLayout, device: torch.device) -> AnyLayout:

@@ -18,8 +18,7 @@ import triton.language as tl
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
-from quire.ops.triton.search import owner_of
-from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
+from quire.ops.triton.tiles import Experts, Tiles, expert_rows, gate_block, outputs_of, prefetch, splits_for
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -263,10 +262,7 @@ def _product(
     last = rows
     expert = 0
     if EXPERTS:
-        expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
-        first = tl.load(offsets_ptr + expert)
-        last = tl.load(offsets_ptr + expert + 1)
-        first += (tile - first // BLOCK_M - expert) * BLOCK_M
+        expert, first, last = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
         if first >= last:
             return
         row = first + tl.arange(0, BLOCK_M)

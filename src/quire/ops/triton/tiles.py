@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.triton.elementwise import gate_up
+from quire.ops.triton.search import owner_of
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ def outputs_of(block, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
         return first + i // (BLOCK_N // 2) * (N // 2), first < N // 2
     n = block * BLOCK_N + i
     return n, n < N
+
+
+@triton.jit
+def expert_rows(tile, offsets_ptr, experts, BLOCK_M: tl.constexpr):
+    """The expert whose rows a tile has, the first of these and the end of the expert's: none where first >= end.
+
+    Expert e owns the tiles from ``offsets[e] // BLOCK_M + e``: how many rows it has is known on the device alone.
+    """
+    expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
+    first = tl.load(offsets_ptr + expert)
+    end = tl.load(offsets_ptr + expert + 1)
+    return expert, first + (tile - first // BLOCK_M - expert) * BLOCK_M, end
 
 
 @triton.jit
