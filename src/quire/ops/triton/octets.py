@@ -89,14 +89,12 @@ def _product(
     source = row
     if GATHER:
         source = tl.load(rows_ptr + row, mask=here, other=0)
-    source = source.to(tl.int64)
-    # An output beyond the last one is read as the first, and never written.
-    place = tl.where(real, expert * N + n, 0).to(tl.int64)
-    w_rows = q_ptr + place[:, None] * K + k[None, :]
-    x_rows = x_ptr + source[:, None] * K + k[None, :]
+    place = expert * N + n
+    w_rows = q_ptr + tl.where(real, place, 0).to(tl.int64)[:, None] * K + k[None, :]
+    x_rows = x_ptr + source.to(tl.int64)[:, None] * K + k[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and CHAIN else tl.float32)
     if GROUP == 0:
-        whole_scale = tl.load(scale_ptr + place)[:, None]
+        whole_scale = tl.load(scale_ptr + place, mask=real, other=0.0)[:, None]
     for at in tl.range(begin, end, BLOCK_K):
         if EVEN:
             w = tl.load(w_rows + at)
@@ -117,14 +115,14 @@ def _product(
             else:
                 part = tl.dot(wide, tl.trans(x), input_precision="ieee")
             if GROUP > 0:
-                part *= tl.load(scale_ptr + (at // GROUP) * STORED + place)[:, None]
+                part *= tl.load(scale_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)[:, None]
             elif WIDENS:
                 part *= whole_scale
             if X_GROUP > 0:
                 x_scale = tl.load(x_scale_ptr + source * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
                 part *= x_scale[None, :]
             if HAS_OFFSET:
-                offset = tl.load(offset_ptr + (at // GROUP) * STORED + place)
+                offset = tl.load(offset_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)
                 part += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
             acc += part
     mask = here[None, :] & real[:, None]
@@ -143,13 +141,13 @@ def _product(
         total = acc.to(tl.float32)
     if HAS_ZERO:
         zero = tl.load(x_zero_ptr + source, mask=here, other=0.0)
-        total -= zero[None, :] * tl.load(sums_ptr + place).to(tl.float32)[:, None]
+        total -= zero[None, :] * tl.load(sums_ptr + place, mask=real, other=0).to(tl.float32)[:, None]
     if GROUP == 0 and not WIDENS:
         total *= whole_scale
     if X_GROUP == 0:
         total *= tl.load(x_scale_ptr + source, mask=here, other=0.0)[None, :]
     if HAS_BIAS:
-        total += tl.load(bias_ptr + place).to(tl.float32)[:, None]
+        total += tl.load(bias_ptr + place, mask=real, other=0.0).to(tl.float32)[:, None]
     if ACTIVATION != "":
         total = gate_block(total, ACTIVATION)
         n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
