@@ -15,7 +15,17 @@ import triton.language as tl
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
-from quire.ops.triton.tiles import Experts, Tiles, expert_rows, gate_block, outputs_of, prefetch, splits_for
+from quire.ops.triton.tiles import (
+    Experts,
+    Tiles,
+    expert_rows,
+    leave_part,
+    outputs_of,
+    prefetch,
+    splits_for,
+    store_outputs,
+    sum_parts,
+)
 
 _FP8_MAX = tl.constexpr(448.0)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
@@ -125,18 +135,14 @@ def _product(
                 offset = tl.load(offset_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)
                 part += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
             acc += part
-    mask = here[None, :] & real[:, None]
     if SPLIT:
+        mask = here[None, :] & real[:, None]
         cell = row[None, :] * N + n[:, None]
-        tl.store(partial_ptr + split * rows.to(tl.int64) * N + cell, acc.to(tl.float32), mask=mask)
-        tl.debug_barrier()  # all of the program's stores come before its sign
-        sign = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
-        if tl.atomic_add(sign, 1, sem="acq_rel") != splits - 1:
+        size = rows.to(tl.int64) * N
+        sign_ptr = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        if leave_part(acc, partial_ptr, cell, mask, size, split, sign_ptr) != splits - 1:
             return
-        tl.store(sign, 0)
-        total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
-            total += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
+        total = sum_parts(partial_ptr, cell, mask, size, splits, sign_ptr)
     else:
         total = acc.to(tl.float32)
     if HAS_ZERO:
@@ -148,13 +154,7 @@ def _product(
         total *= tl.load(x_scale_ptr + source, mask=here, other=0.0)[None, :]
     if HAS_BIAS:
         total += tl.load(bias_ptr + place, mask=real, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        total = gate_block(total, ACTIVATION)
-        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
-        N = N // 2
-        mask = here[None, :] & real[:, None]
-    out = out_ptr + row.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
+    store_outputs(total, out_ptr, tl.program_id(1), row, here, N, BLOCK_N, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["fixed_scale", "fixed_zero"])

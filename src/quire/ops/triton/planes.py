@@ -18,7 +18,17 @@ import triton.language as tl
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
-from quire.ops.triton.tiles import Experts, Tiles, expert_rows, gate_block, outputs_of, prefetch, splits_for
+from quire.ops.triton.tiles import (
+    Experts,
+    Tiles,
+    expert_rows,
+    leave_part,
+    outputs_of,
+    prefetch,
+    splits_for,
+    store_outputs,
+    sum_parts,
+)
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
@@ -298,27 +308,17 @@ def _product(
             mask = mask & (j + block * BLOCK < K)[None, :]
         x = tl.trans(tl.load(x_rows + block * BLOCK, mask=mask, other=0.0))
         acc = tl.dot(w, x, acc, input_precision="ieee")
-    mask = here[None, :] & real[:, None]
     if SPLIT:
+        mask = here[None, :] & real[:, None]
         cell = row[None, :] * N + n[:, None]
-        tl.store(partial_ptr + split * rows.to(tl.int64) * N + cell, acc, mask=mask)
-        tl.debug_barrier()  # all of the program's stores come before its sign
-        sign = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
-        if tl.atomic_add(sign, 1, sem="acq_rel") != splits - 1:
+        size = rows.to(tl.int64) * N
+        sign_ptr = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        if leave_part(acc, partial_ptr, cell, mask, size, split, sign_ptr) != splits - 1:
             return
-        tl.store(sign, 0)
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
-            acc += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
+        acc = sum_parts(partial_ptr, cell, mask, size, splits, sign_ptr)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + expert * N + n, mask=real, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        acc = gate_block(acc, ACTIVATION)
-        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
-        N = N // 2
-        mask = here[None, :] & real[:, None]
-    out = out_ptr + row.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out, acc.to(DTYPE), mask=mask)
+    store_outputs(acc, out_ptr, tl.program_id(1), row, here, N, BLOCK_N, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["rows", "multiplier"])
