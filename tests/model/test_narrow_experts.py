@@ -11,10 +11,14 @@ import torch
 from safetensors.torch import load_file
 
 from quire.config.engine import EngineConfig
+from quire.model.dummy import DummyLoader
+from quire.model.families import describe
+from quire.model.latent import LatentAttention
 from quire.model.moe import Moe
 from quire.ops.triton import TritonOps
 from quire.ops.triton.narrow import OctetsWeight
 from quire.runtime.build import make_blueprint
+from tests.model import test_moe_families
 from tests.model.agreement import TOKENS, random_model
 from tests.model.harness import Harness
 from tests.quant.checkpoints import Float8, write
@@ -37,6 +41,11 @@ CONFIG: dict[str, Any] = {
     "head_dim": 64,
     "num_experts": 4,
     "num_experts_per_tok": 2,
+}
+DEEPSEEK = {
+    **test_moe_families.COMMON,
+    **test_moe_families.CASES["deepseek_v2"],
+    "architectures": ["DeepseekV2ForCausalLM"],
 }
 
 
@@ -104,3 +113,14 @@ def test_logits(kind: str, tmp_path: Path) -> None:
         )
     )
     assert (got - want).norm() < (0.02 if kind == "w8a8" else 1e-3) * want.norm()  # halfway, inputs round either way
+
+
+@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+def test_values_of_heads_are_narrow(quantization: str) -> None:
+    """Of latent attention; what they multiply is no input that a checkpoint rounds."""
+    spec, names = describe(DEEPSEEK)
+    decoder = DummyLoader(spec, names, TritonOps(DEVICE, torch.float16), quantization).decoder(1, 64)
+    for layer in decoder._parts.layers:
+        assert isinstance(layer.attention, LatentAttention)
+        assert isinstance(layer.attention.values, OctetsWeight)
+        assert layer.attention.values.activation is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -36,9 +37,8 @@ def grouped(bits: int, group: int, k: int = K, zero: bool = False, minimum: bool
     return GroupedInt(q, scale, least, bits, group, zeros if zero else 0 if signed or minimum else 1 << (bits - 1))
 
 
-def ordered() -> GroupedInt:
-    layout = grouped(4, 128, zero=True)
-    return GroupedInt(layout.q, layout.scale, None, 4, 128, layout.zero, torch.randperm(K))
+def ordered(bits: int = 4) -> GroupedInt:
+    return replace(grouped(bits, 128, zero=True), order=torch.randperm(K))
 
 
 def super_blocks() -> GroupedInt:
@@ -73,6 +73,7 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "4 bits, one group": lambda: grouped(4, K, zero=True),
     "4 bits, ragged": lambda: grouped(4, 16, 336, zero=True),
     "4 bits, order": ordered,
+    "8 bits, order": lambda: ordered(8),
     "4 bits, super-blocks": super_blocks,
     "5 bits, minimums": lambda: grouped(5, 32, minimum=True),
     "6 bits, groups of 16": lambda: grouped(6, 16),
@@ -141,13 +142,13 @@ def test_expanded(ops: TritonOps, name: str) -> None:
 
 
 EXPERTS = (
-    *("4 bits, zeros", "mxfp4", "8 bits", "8 bits, zeros", "int8", "int8, rounded", "int8, rounded with a zero"),
-    *("fp8", "fp8, rounded", "fp8, blocks", "fp8, blocks, rounded"),
+    *("4 bits, zeros", "4 bits, order", "mxfp4", "8 bits", "8 bits, zeros", "8 bits, order", "int8", "int8, rounded"),
+    *("int8, rounded with a zero", "fp8", "fp8, rounded", "fp8, blocks", "fp8, blocks, rounded"),
 )
 
 
 @pytest.mark.parametrize("name", EXPERTS)
-@pytest.mark.parametrize(("tokens", "gather"), [(3, True), (40, False), (230, True)])
+@pytest.mark.parametrize(("tokens", "gather"), [(3, True), (40, False), (270, True)])
 def test_experts(ops: TritonOps, name: str, tokens: int, gather: bool) -> None:
     """Two of the four have no rows."""
     layouts = [LAYOUTS[name]() for _ in range(4)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from quire.ops.layouts import ActivationQuant
-from quire.ops.triton import elementwise, octets, planes
+from quire.ops.triton import elementwise, moe, octets, planes
 from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
 from quire.ops.triton.tiles import Experts
@@ -42,6 +42,8 @@ def grouped_linear(
     x: torch.Tensor, stack: NarrowWeight, bias: torch.Tensor | None, counters: torch.Tensor, experts: Experts
 ) -> torch.Tensor:
     """As ``Ops.grouped_linear``. By an own kernel for any number of rows: all experts expanded would be too large."""
+    if stack.order is not None:
+        x, experts = moe.arranged(x, stack.order, experts), Experts(experts.offsets, None)
     if isinstance(stack, PlanesWeight):
         return planes.product(x, stack, bias, counters, experts=experts)
     if stack.activation is None or x.shape[0] == 0:
