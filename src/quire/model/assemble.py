@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from quire.model.recurrent import GatedDelta
 from quire.model.source import Source
 from quire.model.spec import AttentionSpec, DecoderSpec, DeltaSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec
 from quire.model.weight_map import DeltaNames, WeightMap
-from quire.ops.layouts import Dense, Layout, join
+from quire.ops.layouts import Dense, Fp8, Int8Channel, Layout, join
 
 Each = Callable[[Callable[[int], Layer], Iterable[int]], Iterable[Layer]]
 
@@ -169,7 +170,7 @@ class _Layer:
         layout = self._source.matrix(self._named(module), heads * width, m.rank)
         starts = [head * width for head in range(heads)]
         keys = (layout.rows(slice(at, at + m.plain)).dequantize().T.contiguous() for at in starts)
-        values = (layout.rows(slice(at + m.plain, at + width)) for at in starts)
+        values = (_for_any_inputs(layout.rows(slice(at + m.plain, at + width))) for at in starts)
         kind = layout.weight.dtype if isinstance(layout, Dense) else torch.float16
         return self._source.pack_stack(Dense(key.to(kind)) for key in keys), self._source.pack_stack(values)
 
@@ -256,6 +257,11 @@ class _Layer:
 
     def _named(self, name: str, expert: int = 0, head: int = 0) -> str:
         return name.format(i=self._index, e=expert, h=head)
+
+
+def _for_any_inputs(layout: Layout) -> Layout:
+    """``layout`` without the rounding of its inputs, which is for those of the checkpoint's module alone."""
+    return replace(layout, activation=None) if isinstance(layout, Int8Channel | Fp8) else layout
 
 
 def _one(layouts: Iterable[Layout]) -> Layout:

@@ -45,7 +45,7 @@ class FourBitScheme:
             ".weight.quant_map": part(16, types=("F32",)),
         }
         if self.nested_block:
-            parts[".weight.absmax"] = Part(((blocks,),), ("U8",), growth=4)  # looked up: float32
+            parts[".weight.absmax"] = Part(((blocks,),), ("U8",), floats=1)  # looked up
             parts[".weight.nested_absmax"] = part(-(-blocks // self.nested_block), types=("F32",))
             parts[".weight.nested_quant_map"] = part(256, types=("F32",))
         return parts

@@ -38,9 +38,10 @@ class Fp8Scheme:
         shapes: tuple[tuple[int, ...], ...] = ((), (1,), (outputs, 1), (outputs,), (1, 1))
         if self.block:
             shapes = ((-(-outputs // self.block[0]), -(-inputs // self.block[1])),)
-        scale = Part(shapes, (*FLOATS, "F8_E8M0"))
+        # A block's scale is kept for each of its outputs.
+        scale = Part(shapes, (*FLOATS, "F8_E8M0"), floats=min(self.block[0], outputs) if self.block else 0)
         if self.block == MX_BLOCK:
-            scale = Part(shapes, ("U8", "F8_E8M0"), growth=4)
+            scale = Part(shapes, ("U8", "F8_E8M0"), floats=1)
         parts = {".weight": part(outputs, inputs, types=("F8_E4M3",)), self.scale: scale}
         if self.static:
             parts[self.static] = Part(((), (1,), (1, 1)), FLOATS)

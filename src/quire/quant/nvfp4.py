@@ -31,7 +31,7 @@ class Nvfp4Scheme:
             raise CheckpointError(f"NVFP4 has blocks of {BLOCK}, of which {inputs} inputs are no multiple.")
         return {
             self.codes: part(outputs, inputs // 2, types=("U8",)),
-            ".weight_scale": Part(((outputs, inputs // BLOCK),), ("F8_E4M3",), growth=4),
+            ".weight_scale": Part(((outputs, inputs // BLOCK),), ("F8_E4M3",), floats=1),
             self.whole: Part(((1,), (), (1, 1)), ("F32",)),
         }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
@@ -94,8 +95,11 @@ class SchemeReader:
         scheme = self._scheme_of(module)
         if scheme is None:
             return self._plain.nbytes(module, outputs, inputs, stack)
-        parts = self._parts(scheme, module, outputs, inputs)
-        return sum(part.growth * self._checked(name, part, stack).nbytes for name, part in parts)
+        total = 0
+        for name, part in self._parts(scheme, module, outputs, inputs):
+            info = self._checked(name, part, stack)
+            total += 4 * part.floats * math.prod(info.shape) if part.floats else info.nbytes
+        return total
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         scheme = self._scheme_of(module)

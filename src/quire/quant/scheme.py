@@ -32,13 +32,13 @@ FLOATS = ("F16", "BF16", "F32")
 class Part:
     """A tensor of a module: the shapes it may have (the first is the usual one) and the types.
 
-    ``growth``: how many times as many bytes as in the file it takes once loaded.
+    ``floats``: how many of float32 each of its numbers becomes once loaded; 0: it stays as in the file.
     """
 
     shapes: tuple[tuple[int, ...], ...]
     types: tuple[str, ...]
     optional: bool = False
-    growth: int = 1
+    floats: int = 0
 
 
 def part(*shape: int, types: tuple[str, ...] = FLOATS, optional: bool = False) -> Part:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,9 +14,10 @@ from quire.model.families import describe
 from quire.ops.backend import Pages
 from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
 from quire.ops.reference import ReferenceOps
-from quire.ops.triton import TritonOps
+from quire.ops.triton import TritonOps, octets, planes
 from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
 from quire.ops.triton.quantised import expand
+from quire.ops.triton.tiles import Experts
 from quire.quant.at_load import NF4
 from quire.quant.mxfp4 import TABLE
 from tests.ops.triton.harness import REFERENCE, close, draw, given, make_step, moved
@@ -35,9 +37,8 @@ def grouped(bits: int, group: int, k: int = K, zero: bool = False, minimum: bool
     return GroupedInt(q, scale, least, bits, group, zeros if zero else 0 if signed or minimum else 1 << (bits - 1))
 
 
-def ordered() -> GroupedInt:
-    layout = grouped(4, 128, zero=True)
-    return GroupedInt(layout.q, layout.scale, None, 4, 128, layout.zero, torch.randperm(K))
+def ordered(bits: int = 4) -> GroupedInt:
+    return replace(grouped(bits, 128, zero=True), order=torch.randperm(K))
 
 
 def super_blocks() -> GroupedInt:
@@ -72,6 +73,7 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "4 bits, one group": lambda: grouped(4, K, zero=True),
     "4 bits, ragged": lambda: grouped(4, 16, 336, zero=True),
     "4 bits, order": ordered,
+    "8 bits, order": lambda: ordered(8),
     "4 bits, super-blocks": super_blocks,
     "5 bits, minimums": lambda: grouped(5, 32, minimum=True),
     "6 bits, groups of 16": lambda: grouped(6, 16),
@@ -139,18 +141,67 @@ def test_expanded(ops: TritonOps, name: str) -> None:
     close(ops.embed(packed, ids.to(ops.device), 1.5) / size, want[ids] * 1.5 / size, scale=2)
 
 
-@pytest.mark.parametrize("name", ["4 bits, zeros", "mxfp4"])
-@pytest.mark.parametrize("tokens", [3, 40])
-def test_experts(ops: TritonOps, name: str, tokens: int) -> None:
-    layouts = [LAYOUTS[name]() for _ in range(3)]
+EXPERTS = (
+    *("4 bits, zeros", "4 bits, order", "mxfp4", "8 bits", "8 bits, zeros", "8 bits, order", "int8", "int8, rounded"),
+    *("int8, rounded with a zero", "fp8", "fp8, rounded", "fp8, blocks", "fp8, blocks, rounded"),
+)
+
+
+@pytest.mark.parametrize("name", EXPERTS)
+@pytest.mark.parametrize(("tokens", "gather"), [(3, True), (40, False), (270, True)])
+def test_experts(ops: TritonOps, name: str, tokens: int, gather: bool) -> None:
+    """Two of the four have no rows."""
+    layouts = [LAYOUTS[name]() for _ in range(4)]
     stack = ops.pack_stack(layouts)
-    assert isinstance(stack, PlanesWeight)
-    x, bias = draw(ops, tokens, K), draw(ops, 3, N)
-    offsets = torch.tensor([0, 2, 2, tokens], dtype=torch.int32)
-    rows = torch.randperm(tokens).int()
+    assert isinstance(stack, PlanesWeight | OctetsWeight)
+    assert stack.shape == (4 * N, layouts[0].shape[1])
+    x, bias = draw(ops, tokens, stack.shape[1]), draw(ops, 4, N)
+    offsets = torch.tensor([0, 2, 2, tokens, tokens], dtype=torch.int32)
+    rows = torch.randint(0, tokens, (tokens,)).int() if gather else None
     want = REFERENCE.grouped_linear(x, REFERENCE.pack_stack(layouts), offsets, bias, rows)
-    more = (offsets.to(ops.device), given(ops, bias), rows.to(ops.device))
-    close_enough(ops.grouped_linear(given(ops, x), stack, *more), want)
+    got_rows = None if rows is None else rows.to(ops.device)
+    got = ops.grouped_linear(given(ops, x), stack, offsets.to(ops.device), given(ops, bias), got_rows)
+    close_enough(got, want, coarse_sums=ops.device.type == "cuda" and name.startswith("fp8, "))
+
+
+@pytest.mark.parametrize("name", ["4 bits, zeros", "int8", "int8, rounded with a zero", "fp8, blocks, rounded"])
+def test_gated_experts(ops: TritonOps, name: str) -> None:
+    layouts = [LAYOUTS[name]() for _ in range(3)]
+    stack, tokens = ops.pack_stack(layouts), 20
+    x, bias = draw(ops, tokens, stack.shape[1]), draw(ops, 3, N)
+    offsets = torch.tensor([0, 0, 7, tokens], dtype=torch.int32)
+    want = REFERENCE.grouped_linear(x, REFERENCE.pack_stack(layouts), offsets, bias)
+    more = {"experts": Experts(offsets.to(ops.device), None), "activation": "silu"}
+    inputs, offset = given(ops, x), given(ops, bias)
+    if isinstance(stack, PlanesWeight):
+        got = planes.product(inputs, stack, offset, ops._counters, **more)
+    elif stack.activation is None:
+        got = octets.product(inputs, stack, offset, ops._counters, ops.dtype, **more)
+    else:
+        q, scale, zero = octets.rounded(inputs, stack.activation)
+        got = octets.product(q, stack, offset, ops._counters, ops.dtype, scale, zero, **more)
+    close_enough(got, REFERENCE.gate_up_act(want, "silu"), coarse_sums=name.startswith("fp8"))
+
+
+def test_experts_that_round_inputs_otherwise(float_ops: TritonOps) -> None:
+    """They stay narrow; no input is rounded."""
+    layouts = [int8(ActivationQuant("int8", scale)) for scale in (0.02, 0.03)]
+    stack = float_ops.pack_stack(layouts)
+    assert isinstance(stack, OctetsWeight)
+    x, offsets = draw(float_ops, 5, K), torch.tensor([0, 2, 5], dtype=torch.int32)
+    want = torch.cat([x[:2] @ layouts[0].dequantize().T, x[2:] @ layouts[1].dequantize().T])
+    close_enough(float_ops.grouped_linear(given(float_ops, x), stack, offsets.to(float_ops.device)), want)
+
+
+@pytest.mark.parametrize("other", ["4 bits, zeros", "8 bits, zeros", "fp8"])
+def test_experts_of_several_kinds_are_plain(float_ops: TritonOps, other: str) -> None:
+    layouts = [LAYOUTS[name]() for name in ("int8", other)]
+    stack = float_ops.pack_stack(layouts)
+    want = torch.cat([layout.dequantize() for layout in layouts])
+    assert stack.nbytes == want.nbytes
+    x, offsets = draw(float_ops, 3, K), torch.tensor([0, 1, 3], dtype=torch.int32)
+    got = float_ops.grouped_linear(given(float_ops, x), stack, offsets.to(float_ops.device))
+    close_enough(got, torch.cat([x[:1] @ want[:N].T, x[1:] @ want[N:].T]))
 
 
 def test_widths() -> None:

@@ -14,7 +14,7 @@ import triton.language as tl
 
 from quire.ops.triton import elementwise, gated
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.tiles import gate_block, outputs_of
+from quire.ops.triton.tiles import leave_part, outputs_of, store_outputs, sum_parts
 
 MAX_ROWS = 16
 
@@ -79,25 +79,16 @@ def _skinny(
             w = tl.load(weight_rows + ahead[None, :], mask=real[:, None] & (ahead < K)[None, :], other=0.0)
             products += now.to(tl.float32)[None, :, :] * x.to(tl.float32)[:, None, :]
         acc = tl.sum(products, 2)
-    mask = (m < rows)[:, None] & real[None, :]
     if SPLIT:
-        place = m[:, None] * N + n[None, :]
-        tl.store(partial_ptr + split * BLOCK_M * N + place, acc, mask=mask)
-        tl.debug_barrier()  # all of the program's stores come before its sign
-        if tl.atomic_add(counter_ptr + block, 1, sem="acq_rel") != splits - 1:
+        mask = (m < rows)[:, None] & real[None, :]
+        cell = m[:, None] * N + n[None, :]
+        size = BLOCK_M * N
+        if leave_part(acc, partial_ptr, cell, mask, size, split, counter_ptr + block) != splits - 1:
             return
-        tl.store(counter_ptr + block, 0)
-        acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
-            acc += tl.load(partial_ptr + other * BLOCK_M * N + place, mask=mask, other=0.0)
+        acc = sum_parts(partial_ptr, cell, mask, size, splits, counter_ptr + block)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + n, mask=real, other=0.0).to(tl.float32)[None, :]
-    if ACTIVATION != "":
-        acc = tl.trans(gate_block(tl.trans(acc), ACTIVATION))
-        n, real = outputs_of(block, N // 2, BLOCK_N // 2, False)
-        N = N // 2
-        mask = (m < rows)[:, None] & real[None, :]
-    tl.store(out_ptr + m[:, None] * N + n[None, :], acc.to(out_ptr.dtype.element_ty), mask=mask)
+    store_outputs(tl.trans(acc), out_ptr, block, m, m < rows, N, BLOCK_N, ACTIVATION)
 
 
 def skinny_linear(

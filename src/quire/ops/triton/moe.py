@@ -1,7 +1,6 @@
 """Products with experts: rows sorted by expert, each expert's rows times its own matrix.
 
-The rows of each expert are known on the device alone, so the grid is an upper bound, as in prefill: expert e owns the
-tiles from ``offsets[e] // BLOCK_M + e``.
+The rows of each expert are known on the device alone, so the grid is an upper bound, as in prefill.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import triton.language as tl
 
 from quire.ops.backend import Routes
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.search import owner_of
+from quire.ops.triton.tiles import Experts, expert_rows
 
 
 @triton.jit(do_not_specialize=["experts"])
@@ -35,10 +34,7 @@ def _grouped(
 ):
     inputs_ready(PDL)
     tile = tl.program_id(1)
-    expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
-    begin = tl.load(offsets_ptr + expert)
-    end = tl.load(offsets_ptr + expert + 1)
-    begin += (tile - begin // BLOCK_M - expert) * BLOCK_M
+    expert, begin, end = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
     if begin >= end:
         return
     row = begin + tl.arange(0, BLOCK_M)
@@ -99,6 +95,60 @@ def grouped_linear(
         BLOCK_K=128 if few else 64 if x.dtype.itemsize == 2 else 32,
         num_warps=4 if few else 8,
         num_stages=3,
+    )
+    return out
+
+
+@triton.jit(do_not_specialize=["experts"])
+def _arrange(
+    x_ptr,
+    order_ptr,  # [experts, K] int32
+    offsets_ptr,
+    rows_ptr,
+    out_ptr,
+    experts,
+    K,
+    GATHER: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    inputs_ready(PDL)
+    expert, begin, end = expert_rows(tl.program_id(0), offsets_ptr, experts, BLOCK_M)
+    if begin >= end:
+        return
+    row = begin + tl.arange(0, BLOCK_M)
+    here = row < end
+    source = row
+    if GATHER:
+        source = tl.load(rows_ptr + row, mask=here, other=0)
+    k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    mask = here[:, None] & (k < K)[None, :]
+    order = tl.load(order_ptr + expert * K + k, mask=k < K, other=0)
+    x = tl.load(x_ptr + source.to(tl.int64)[:, None] * K + order[None, :], mask=mask, other=0.0)
+    tl.store(out_ptr + row.to(tl.int64)[:, None] * K + k[None, :], x, mask=mask)
+
+
+def arranged(x: torch.Tensor, order: torch.Tensor, experts: Experts) -> torch.Tensor:
+    """``[R, K]``: the rows of ``experts``, inputs in the order that each one's matrix has them, ``order [E, K]``."""
+    x = x.contiguous()
+    count, k = order.shape
+    rows = x.shape[0] if experts.rows is None else experts.rows.shape[0]
+    out = torch.empty(rows, k, dtype=x.dtype, device=x.device)
+    launch(
+        _arrange,
+        (rows // 16 + count, triton.cdiv(k, 256)),
+        x,
+        order,
+        experts.offsets,
+        experts.offsets if experts.rows is None else experts.rows,
+        out,
+        count,
+        k,
+        GATHER=experts.rows is not None,
+        BLOCK_M=16,
+        BLOCK_K=256,
+        num_warps=4,
     )
     return out
 

@@ -37,11 +37,11 @@ class PlanesWeight:
     meta: torch.Tensor  # [groups, N]: pairs of (scale, zero or minimum) in the dtype of activations
     table: torch.Tensor | None = None  # [16] float32
     table_bytes: torch.Tensor | None = None  # [8] int32: low bytes of the 16 entries in 16 bits, then the high ones
-    order: torch.Tensor | None = None
+    order: torch.Tensor | None = None  # of inputs: [K], or [matrices, K] int32 of a stack
 
     @property
     def nbytes(self) -> int:
-        return sum(plane.nbytes for plane in self.planes) + self.meta.nbytes
+        return sum(plane.nbytes for plane in self.planes) + self.meta.nbytes + _nbytes(self.order)
 
     def plane(self, bits: int) -> torch.Tensor:
         """The plane of so many bits; any where there is none."""
@@ -62,7 +62,7 @@ class OctetsWeight:
     group: int
     activation: ActivationQuant | None = None
     sums: torch.Tensor | None = None
-    order: torch.Tensor | None = None
+    order: torch.Tensor | None = None  # as in ``PlanesWeight``
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -70,22 +70,57 @@ class OctetsWeight:
 
     @property
     def nbytes(self) -> int:
-        return self.q.nbytes + self.scale.nbytes + (0 if self.offset is None else self.offset.nbytes)
+        return self.q.nbytes + self.scale.nbytes + _nbytes(self.offset, self.sums, self.order)
 
 
 NarrowWeight = PlanesWeight | OctetsWeight
 
 
-def stacked(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
+def _nbytes(*tensors: torch.Tensor | None) -> int:
+    return sum(tensor.nbytes for tensor in tensors if tensor is not None)
+
+
+def stacked(parts: Sequence[NarrowWeight]) -> NarrowWeight | None:
     """Matrices as one weight, their outputs one after another; ``None`` where they differ in more than numbers."""
+    planes = [part for part in parts if isinstance(part, PlanesWeight)]
+    octets = [part for part in parts if isinstance(part, OctetsWeight)]
+    if planes and octets:
+        return None
+    return _stacked_planes(planes) if planes else _stacked_octets(octets)
+
+
+def _stacked_planes(parts: Sequence[PlanesWeight]) -> PlanesWeight | None:
     first = parts[0]
     kinds = {(p.shape, p.bits, p.kind, p.base, p.group, p.order is None) for p in parts}
     tables = [p.table for p in parts if p.table is not None]
-    if len(kinds) > 1 or first.order is not None or any(not torch.equal(t, tables[0]) for t in tables):
+    if len(kinds) > 1 or any(not torch.equal(t, tables[0]) for t in tables):
         return None
     planes = tuple(torch.cat(plane, dim=1) for plane in zip(*(p.planes for p in parts), strict=True))
     shape = (len(parts) * first.shape[0], first.shape[1])
-    return replace(first, shape=shape, planes=planes, meta=torch.cat([p.meta for p in parts], dim=1))
+    meta = torch.cat([p.meta for p in parts], dim=1)
+    return replace(first, shape=shape, planes=planes, meta=meta, order=_stacked_orders(parts))
+
+
+def _stacked_octets(parts: Sequence[OctetsWeight]) -> OctetsWeight | None:
+    """Where inputs would be rounded otherwise for each matrix, they stay as they are."""
+    first = parts[0]
+    kinds = {(p.shape, p.q.dtype, p.scale.shape, p.group, p.offset is None, p.order is None) for p in parts}
+    if len(kinds) > 1:
+        return None
+    q = torch.cat([p.q.view(torch.uint8) for p in parts]).view(first.q.dtype)
+    scale = torch.cat([p.scale for p in parts], dim=1)
+    offsets = [p.offset for p in parts if p.offset is not None]
+    offset = torch.cat(offsets, dim=1) if offsets else None
+    how = first.activation if all(p.activation == first.activation for p in parts) else None
+    sums = [p.sums for p in parts if how is not None and p.sums is not None]
+    return OctetsWeight(
+        q, scale, offset, first.group, how, torch.cat(sums) if sums else None, order=_stacked_orders(parts)
+    )
+
+
+def _stacked_orders(parts: Sequence[NarrowWeight]) -> torch.Tensor | None:
+    orders = [p.order.int() for p in parts if p.order is not None]
+    return torch.stack(orders) if orders else None
 
 
 def moved(layout: AnyLayout, device: torch.device) -> AnyLayout:

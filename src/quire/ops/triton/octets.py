@@ -1,10 +1,12 @@
 """Products with weights of 8 bits, integers or floats, by inputs in 16 bits or, rounded as a checkpoint asks, in 8.
 
 Weights lie as in the checkpoint, ``[N, K]``. They are the left operand: integers and floats that must widen do so in
-registers.
+registers. Those of experts lie one after another, ``[E * N, K]``.
 """
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import torch
 import triton
@@ -13,29 +15,43 @@ import triton.language as tl
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
-from quire.ops.triton.tiles import Tiles, gate_block, outputs_of, prefetch, splits_for
+from quire.ops.triton.tiles import (
+    Experts,
+    Tiles,
+    expert_rows,
+    leave_part,
+    outputs_of,
+    prefetch,
+    splits_for,
+    store_outputs,
+    sum_parts,
+)
 
 _FP8_MAX = tl.constexpr(448.0)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
 
 
-@triton.jit(do_not_specialize=["rows", "splits"])
+@triton.jit(do_not_specialize=["rows", "splits", "experts"])
 def _product(
     x_ptr,
     q_ptr,
-    scale_ptr,  # [groups, N] float32
+    scale_ptr,  # [groups, STORED] float32
     offset_ptr,
-    x_scale_ptr,  # [rows, K / X_GROUP] float32
-    x_zero_ptr,  # [rows] float32
+    x_scale_ptr,  # of each row of x: [K / X_GROUP] float32
+    x_zero_ptr,  # of each row of x, float32
     sums_ptr,
     bias_ptr,
     out_ptr,
     partial_ptr,  # [splits, rows, N] float32
     counter_ptr,  # one int32 for each tile, zero before and after
+    offsets_ptr,  # of experts: as in ``Routes``
+    rows_ptr,
     rows,
     N,
+    STORED,  # outputs of all experts
     K,
     splits,
+    experts,
     GROUP: tl.constexpr,  # 0: one for all inputs
     X_GROUP: tl.constexpr,  # 0: one for all inputs; -1: inputs have no scale
     HAS_OFFSET: tl.constexpr,
@@ -43,6 +59,8 @@ def _product(
     HAS_BIAS: tl.constexpr,
     SPLIT: tl.constexpr,
     EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
+    EXPERTS: tl.constexpr,
+    GATHER: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -55,8 +73,8 @@ def _product(
     # (H100, int8, 128 rows, three stages: now and then a block of 8 x 8 is wrong), so each block is scaled and added.
     WIDENS: tl.constexpr = q_ptr.dtype.element_ty != XTYPE
     CHAIN: tl.constexpr = GROUP == 0 and X_GROUP <= 0 and not WIDENS
+    tile = tl.program_id(0)
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
-    m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     split = tl.program_id(2)
     k = tl.arange(0, BLOCK_K)
     begin = 0
@@ -65,16 +83,28 @@ def _product(
         share = tl.cdiv(tl.cdiv(K, splits), BLOCK_K) * BLOCK_K
         begin = split * share
         end = tl.minimum(begin + share, K)
-    here = m < rows
-    w_rows = q_ptr + tl.where(real, n, 0).to(tl.int64)[:, None] * K + k[None, :]
-    if PDL:  # weights come to the L2 while the kernel ahead still runs
+    if PDL and not EXPERTS:  # weights come to the L2 while the kernel ahead still runs
         for ahead in tl.static_range(4):
             prefetch(q_ptr + tl.where(real, n, 0).to(tl.int64) * K + tl.minimum(begin + ahead * 128, K - 1))
     inputs_ready(PDL)
-    x_rows = x_ptr + m.to(tl.int64)[:, None] * K + k[None, :]
+    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    last = rows
+    expert = 0
+    if EXPERTS:
+        expert, first, last = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
+        if first >= last:
+            return
+        row = first + tl.arange(0, BLOCK_M)
+    here = row < last
+    source = row
+    if GATHER:
+        source = tl.load(rows_ptr + row, mask=here, other=0)
+    place = expert * N + n
+    w_rows = q_ptr + tl.where(real, place, 0).to(tl.int64)[:, None] * K + k[None, :]
+    x_rows = x_ptr + source.to(tl.int64)[:, None] * K + k[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and CHAIN else tl.float32)
     if GROUP == 0:
-        whole_scale = tl.load(scale_ptr + n, mask=real, other=0.0)[:, None]
+        whole_scale = tl.load(scale_ptr + place, mask=real, other=0.0)[:, None]
     for at in tl.range(begin, end, BLOCK_K):
         if EVEN:
             w = tl.load(w_rows + at)
@@ -95,46 +125,36 @@ def _product(
             else:
                 part = tl.dot(wide, tl.trans(x), input_precision="ieee")
             if GROUP > 0:
-                part *= tl.load(scale_ptr + (at // GROUP) * N + n, mask=real, other=0.0)[:, None]
+                part *= tl.load(scale_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)[:, None]
             elif WIDENS:
                 part *= whole_scale
             if X_GROUP > 0:
-                x_scale = tl.load(x_scale_ptr + m * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
+                x_scale = tl.load(x_scale_ptr + source * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
                 part *= x_scale[None, :]
             if HAS_OFFSET:
-                offset = tl.load(offset_ptr + (at // GROUP) * N + n, mask=real, other=0.0)
+                offset = tl.load(offset_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)
                 part += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
             acc += part
-    mask = here[None, :] & real[:, None]
     if SPLIT:
-        cell = m[None, :] * N + n[:, None]
-        tl.store(partial_ptr + split * rows.to(tl.int64) * N + cell, acc.to(tl.float32), mask=mask)
-        tl.debug_barrier()  # all of the program's stores come before its sign
-        sign = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-        if tl.atomic_add(sign, 1, sem="acq_rel") != splits - 1:
+        mask = here[None, :] & real[:, None]
+        cell = row[None, :] * N + n[:, None]
+        size = rows.to(tl.int64) * N
+        sign_ptr = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        if leave_part(acc, partial_ptr, cell, mask, size, split, sign_ptr) != splits - 1:
             return
-        tl.store(sign, 0)
-        total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
-            total += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
+        total = sum_parts(partial_ptr, cell, mask, size, splits, sign_ptr)
     else:
         total = acc.to(tl.float32)
     if HAS_ZERO:
-        zero = tl.load(x_zero_ptr + m, mask=here, other=0.0)
-        total -= zero[None, :] * tl.load(sums_ptr + n, mask=real, other=0).to(tl.float32)[:, None]
+        zero = tl.load(x_zero_ptr + source, mask=here, other=0.0)
+        total -= zero[None, :] * tl.load(sums_ptr + place, mask=real, other=0).to(tl.float32)[:, None]
     if GROUP == 0 and not WIDENS:
         total *= whole_scale
     if X_GROUP == 0:
-        total *= tl.load(x_scale_ptr + m, mask=here, other=0.0)[None, :]
+        total *= tl.load(x_scale_ptr + source, mask=here, other=0.0)[None, :]
     if HAS_BIAS:
-        total += tl.load(bias_ptr + n, mask=real, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        total = gate_block(total, ACTIVATION)
-        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
-        N = N // 2
-        mask = here[None, :] & real[:, None]
-    out = out_ptr + m.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=mask)
+        total += tl.load(bias_ptr + place, mask=real, other=0.0).to(tl.float32)[:, None]
+    store_outputs(total, out_ptr, tl.program_id(1), row, here, N, BLOCK_N, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["fixed_scale", "fixed_zero"])
@@ -223,15 +243,18 @@ def product(
     scale: torch.Tensor | None = None,
     zero: torch.Tensor | None = None,
     tiles: Tiles | None = None,
+    experts: Experts | None = None,
     activation: str | None = None,
 ) -> torch.Tensor:
-    """``x [T, K] @ weight.T + bias`` in ``dtype``, gated by ``activation``.
+    """``x [T, K] @ weight.T + bias`` in ``dtype``, gated by ``activation``; with ``experts`` as ``Ops.grouped_linear``.
 
     ``x`` may be rounded to 8 bits, with its scales and zero points.
     """
     x = x.contiguous()
-    rows = x.shape[0]
-    n, k = weight.shape
+    stored, k = weight.shape
+    count = 1 if experts is None else len(experts.offsets) - 1
+    n = stored // count
+    rows = x.shape[0] if experts is None or experts.rows is None else experts.rows.shape[0]
     out = torch.empty(rows, n // 2 if activation else n, dtype=dtype, device=x.device)
     if rows == 0:
         return out
@@ -241,7 +264,8 @@ def product(
     how = weight.activation
     if how is not None and how.group and x_group > 0:
         x_group = how.group
-    t = tiles or plan_tiles(rows, n, k, x.dtype.itemsize)
+    t = tiles or plan_tiles(rows // count if experts else rows, n, k, x.dtype.itemsize, experts is not None)
+    m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     block_k = t.block_k
     for whole in (group, x_group):
         if whole > 0 and whole % block_k:
@@ -249,7 +273,7 @@ def product(
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     launch(
         _product,
-        (triton.cdiv(rows, t.block_m), triton.cdiv(n, t.block_n), t.splits),
+        (m_tiles, triton.cdiv(n, t.block_n), t.splits),
         x,
         weight.q,
         weight.scale,
@@ -261,10 +285,14 @@ def product(
         out,
         partial,
         counters,
+        counters if experts is None else experts.offsets,
+        counters if experts is None or experts.rows is None else experts.rows,
         rows,
         n,
+        stored,
         k,
         t.splits,
+        count,
         GROUP=group,
         X_GROUP=x_group,
         HAS_OFFSET=weight.offset is not None,
@@ -272,6 +300,8 @@ def product(
         HAS_BIAS=bias is not None,
         SPLIT=t.splits > 1,
         EVEN=k % block_k == 0,
+        EXPERTS=experts is not None,
+        GATHER=experts is not None and experts.rows is not None,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
@@ -350,11 +380,13 @@ def expand(
     return out
 
 
-def plan_tiles(rows: int, n: int, k: int, item: int) -> Tiles:
+def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> Tiles:
     """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results).
 
-    ``item``: bytes of an input.
+    ``item``: bytes of an input. ``grouped``: for experts that have so many rows each.
     """
+    if grouped:  # there are programs enough
+        return replace(plan_tiles(rows, n, k, item), splits=1)
     if rows <= 64:
         block_m = max(16, triton.next_power_of_2(rows))
         splits = splits_for(triton.cdiv(n, 64), k // 512, 132 if k <= 8192 else 264)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from quire.ops.backend import AttentionStep, DeltaWeights, Pages, Routes, SampleStep, Singles, Weight
-from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Layout, join
+from quire.ops.layouts import Dense, Fp8, Layout, join
 from quire.ops.reference.routing import route
 from quire.ops.shapes import DeltaShape, Routing
 from quire.ops.states import state_pages
@@ -22,13 +22,12 @@ from quire.ops.triton import (
     linear,
     moe,
     norm,
-    planes,
     prefill,
     quantised,
     rope,
     sampling,
 )
-from quire.ops.triton.narrow import OctetsWeight, PlanesWeight, moved, packed, stacked
+from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight, moved, packed, stacked
 from quire.ops.triton.pages import TritonPages, new_pages, triton_pages
 from quire.ops.triton.tiles import Experts
 
@@ -107,8 +106,13 @@ class TritonOps:
         return parts[0] if len(parts) == 1 else PartsWeight(parts)
 
     def _pack(self, layout: Layout) -> DenseWeight | PlanesWeight | OctetsWeight:
-        narrow = packed(layout, self.dtype) if self._has_fp8 or not isinstance(layout, Fp8) else None
-        return narrow or DenseWeight(self._dense(layout))
+        return self._narrow(layout) or DenseWeight(self._dense(layout))
+
+    def _narrow(self, layout: Layout) -> NarrowWeight | None:
+        """``None`` where only plain weights will do."""
+        if isinstance(layout, Dense) or (isinstance(layout, Fp8) and not self._has_fp8):
+            return None
+        return packed(moved(layout, self.device), self.dtype)
 
     def _dense(self, layout: Layout) -> torch.Tensor:
         matrix = layout.weight if isinstance(layout, Dense) else layout.dequantize()
@@ -175,11 +179,10 @@ class TritonOps:
     def softcap(self, x: torch.Tensor, cap: float) -> torch.Tensor:
         return x.float().div_(cap).tanh_().mul_(cap)
 
-    def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight | PlanesWeight:
-        """Numbers of 2 to 6 bits and 4-bit codes stay narrow; other layouts are expanded."""
+    def pack_stack(self, layouts: Iterable[Layout]) -> DenseWeight | PlanesWeight | OctetsWeight:
+        """Narrow weights of one kind stay narrow; others are expanded."""
         made = list(layouts)
-        parts = [packed(moved(m, self.device), self.dtype) for m in made if isinstance(m, GroupedInt | Codebook)]
-        narrow = [part for part in parts if isinstance(part, PlanesWeight)]
+        narrow = [part for layout in made if (part := self._narrow(layout))]
         if made and len(narrow) == len(made) and (stack := stacked(narrow)):
             return stack
         return DenseWeight(torch.cat([self._dense(layout) for layout in made]))
@@ -195,8 +198,8 @@ class TritonOps:
         bias: torch.Tensor | None = None,
         rows: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        if isinstance(stack, PlanesWeight):
-            return planes.product(x, stack, bias, self._counters, experts=Experts(offsets, rows))
+        if isinstance(stack, PlanesWeight | OctetsWeight):
+            return quantised.grouped_linear(x, stack, bias, self._counters, Experts(offsets, rows))
         return moe.grouped_linear(x, _matrix(stack), offsets, bias, rows)
 
     def combine(

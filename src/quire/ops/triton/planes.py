@@ -19,11 +19,20 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
-from quire.ops.triton.search import owner_of
-from quire.ops.triton.tiles import Experts, Tiles, gate_block, outputs_of, prefetch, splits_for
+from quire.ops.triton.tiles import (
+    Experts,
+    Tiles,
+    expert_rows,
+    leave_part,
+    outputs_of,
+    prefetch,
+    splits_for,
+    store_outputs,
+    sum_parts,
+)
 
 _MANY_OUTPUTS, _DEEP = 16384, 8192
-_DESCRIBED_ROWS = 64
+_DESCRIBED_ROWS = 64  # of a tile, from which on a descriptor's copies are faster than those of threads
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
 _PAIRS = ",".join(["=h"] * 8)
@@ -237,6 +246,7 @@ def _product(
     EXPERTS: tl.constexpr,
     GATHER: tl.constexpr,
     DESCRIBED: tl.constexpr,  # x_ptr is a tensor descriptor
+    DEVICE: tl.constexpr,
     CODE: tl.constexpr,
     REGISTERS: tl.constexpr,
     ACTIVATION: tl.constexpr,  # "": none
@@ -261,27 +271,22 @@ def _product(
             place = (block * STORED + tl.where(real, n, 0).to(tl.int64)) * WORDS
             prefetch((plane4_ptr if BITS >= 4 else plane2_ptr) + place)
     inputs_ready(PDL)
-    at = n
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tile * BLOCK_M
     last = rows
     expert = 0
     if EXPERTS:
-        expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
-        first = tl.load(offsets_ptr + expert)
-        last = tl.load(offsets_ptr + expert + 1)
-        first += (tile - first // BLOCK_M - expert) * BLOCK_M
+        expert, first, last = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
         if first >= last:
             return
-        row = first + tl.arange(0, BLOCK_M)
-        at = expert * N + n
+    row = first + tl.arange(0, BLOCK_M)
     here = row < last
-    source = row
-    if GATHER:
-        source = tl.load(rows_ptr + row, mask=here, other=0)
-    top = first if EXPERTS else tile * BLOCK_M
     if not DESCRIBED:
+        source = row
+        if GATHER:
+            source = tl.load(rows_ptr + row, mask=here, other=0)
         x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
-    at = tl.where(real, at, 0).to(tl.int64)  # an output beyond the last one is read as the first, and never written
+    # An output beyond the last one is read as the first, and never written.
+    at = tl.where(real, expert * N + n, 0).to(tl.int64)
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     for block in tl.range(begin, end):
         w = _block(
@@ -303,36 +308,28 @@ def _product(
             DTYPE,
         )
         if DESCRIBED:
-            x = x_ptr.load([top, block * BLOCK])
+            x = x_ptr.load([first, block * BLOCK])
         else:
             mask = here[:, None]
             if RAGGED:
                 mask = mask & (j + block * BLOCK < K)[None, :]
             x = tl.load(x_rows + block * BLOCK, mask=mask, other=0.0)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
-        if CODE != "":
+        if DEVICE:
+            # Triton 3.6 lets a product run on while registers of its left operand are written anew (H100: tiles of
+            # 64 x 128 and 8 warps gave garbage). A use of the sums makes it wait.
             acc = tl.inline_asm_elementwise("", "=r,0", [acc], tl.float32, False, 1)
-    mask = here[None, :] & real[:, None]
     if SPLIT:
+        mask = here[None, :] & real[:, None]
         cell = row[None, :] * N + n[:, None]
-        tl.store(partial_ptr + split * rows.to(tl.int64) * N + cell, acc, mask=mask)
-        tl.debug_barrier()  # all of the program's stores come before its sign
-        sign = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
-        if tl.atomic_add(sign, 1, sem="acq_rel") != splits - 1:
+        size = rows.to(tl.int64) * N
+        sign_ptr = counter_ptr + tl.program_id(1) * tl.num_programs(0) + tile
+        if leave_part(acc, partial_ptr, cell, mask, size, split, sign_ptr) != splits - 1:
             return
-        tl.store(sign, 0)
-        acc = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
-        for other in tl.range(splits):  # in order: the sum does not depend on which program came last
-            acc += tl.load(partial_ptr + other * rows.to(tl.int64) * N + cell, mask=mask, other=0.0)
+        acc = sum_parts(partial_ptr, cell, mask, size, splits, sign_ptr)
     if HAS_BIAS:
         acc += tl.load(bias_ptr + expert * N + n, mask=real, other=0.0).to(tl.float32)[:, None]
-    if ACTIVATION != "":
-        acc = gate_block(acc, ACTIVATION)
-        n, real = outputs_of(tl.program_id(1), N // 2, BLOCK_N // 2, False)
-        N = N // 2
-        mask = here[None, :] & real[:, None]
-    out = out_ptr + row.to(tl.int64)[None, :] * N + n[:, None]
-    tl.store(out, acc.to(DTYPE), mask=mask)
+    store_outputs(acc, out_ptr, tl.program_id(1), row, here, N, BLOCK_N, ACTIVATION)
 
 
 @triton.jit(do_not_specialize=["rows", "multiplier"])
@@ -442,6 +439,7 @@ def product(
         EXPERTS=experts is not None,
         GATHER=gather,
         DESCRIBED=described,
+        DEVICE=x.is_cuda,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 
 from quire.ops.layouts import ActivationQuant
-from quire.ops.triton import elementwise, octets, planes
+from quire.ops.triton import elementwise, moe, octets, planes
 from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
+from quire.ops.triton.tiles import Experts
 
 # From so many rows on it is faster to expand the weights for cuBLAS (H100, 4 bits, all products of an 8B model's layer:
 # 237 us to 415 at 256 rows), and so it is from fewer on where codes go through a table, or numbers have 8 bits.
@@ -35,6 +36,20 @@ def linear(
     if rows >= EXPAND_OCTETS_ROWS:
         return wide_linear(x, octets.expand(weight, x.dtype), bias, activation)
     return octets.product(x, weight, bias, counters, x.dtype, activation=activation)
+
+
+def grouped_linear(
+    x: torch.Tensor, stack: NarrowWeight, bias: torch.Tensor | None, counters: torch.Tensor, experts: Experts
+) -> torch.Tensor:
+    """As ``Ops.grouped_linear``. By an own kernel for any number of rows: all experts expanded would be too large."""
+    if stack.order is not None:
+        x, experts = moe.arranged(x, stack.order, experts), Experts(experts.offsets, None)
+    if isinstance(stack, PlanesWeight):
+        return planes.product(x, stack, bias, counters, experts=experts)
+    if stack.activation is None or x.shape[0] == 0:
+        return octets.product(x, stack, bias, counters, x.dtype, experts=experts)
+    q, scale, zero = octets.rounded(x, stack.activation)
+    return octets.product(q, stack, bias, counters, x.dtype, scale, zero, experts=experts)
 
 
 def _rounded(

@@ -1,4 +1,4 @@
-"""What the kernels of quantised products share: tiles, experts, weights that come ahead."""
+"""What the kernels of products share: tiles, experts, weights that come ahead, sums over shares of the inputs."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from quire.ops.triton.elementwise import gate_up
+from quire.ops.triton.search import owner_of
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,58 @@ def outputs_of(block, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
 
 
 @triton.jit
+def expert_rows(tile, offsets_ptr, experts, BLOCK_M: tl.constexpr):
+    """The expert whose rows a tile has, the first of these and the end of the expert's: none where first >= end.
+
+    Expert e owns the tiles from ``offsets[e] // BLOCK_M + e``: how many rows it has is known on the device alone.
+    """
+    expert = owner_of(tile, offsets_ptr, experts, BLOCK_M)
+    first = tl.load(offsets_ptr + expert)
+    end = tl.load(offsets_ptr + expert + 1)
+    return expert, first + (tile - first // BLOCK_M - expert) * BLOCK_M, end
+
+
+@triton.jit
 def gate_block(acc, ACTIVATION: tl.constexpr):
     """The gated half [BLOCK_N // 2, BLOCK_M] of a block [BLOCK_N, BLOCK_M] of outputs."""
     halves = acc.reshape(2, acc.shape[0] // 2, acc.shape[1])
     gate, up = tl.split(tl.permute(halves, (1, 2, 0)))
     return gate_up(gate, up, ACTIVATION)
+
+
+@triton.jit
+def leave_part(part, partial_ptr, cell, mask, size, split, sign_ptr):
+    """Stores a tile's sums over a share of the inputs; returns how many of the tile's shares were there before it.
+
+    ``size``: numbers of a share, those of all tiles; ``cell``: where the tile's lie among them. ``sign_ptr``: the
+    tile's counter.
+    """
+    tl.store(partial_ptr + split * size + cell, part.to(tl.float32), mask=mask)
+    tl.debug_barrier()  # all of the program's stores come before its sign
+    return tl.atomic_add(sign_ptr, 1, sem="acq_rel")
+
+
+@triton.jit
+def sum_parts(partial_ptr, cell, mask, size, splits, sign_ptr):
+    """The sums over all inputs, for the program that came last; its counter is zero again."""
+    tl.store(sign_ptr, 0)
+    total = tl.zeros(mask.shape, tl.float32)
+    for split in tl.range(splits):  # in order: the sum does not depend on which program came last
+        total += tl.load(partial_ptr + split * size + cell, mask=mask, other=0.0)
+    return total
+
+
+@triton.jit
+def store_outputs(total, out_ptr, block, row, here, N, BLOCK_N: tl.constexpr, ACTIVATION: tl.constexpr):
+    """Stores a block's outputs ``[BLOCK_N, BLOCK_M]`` for each ``row``, gated where there is an activation."""
+    if ACTIVATION != "":
+        total = gate_block(total, ACTIVATION)
+        N = N // 2
+        n, real = outputs_of(block, N, BLOCK_N // 2, False)
+    else:
+        n, real = outputs_of(block, N, BLOCK_N, False)
+    out = out_ptr + row.to(tl.int64)[None, :] * N + n[:, None]
+    tl.store(out, total.to(out_ptr.dtype.element_ty), mask=here[None, :] & real[:, None])
 
 
 @triton.jit
