@@ -50,11 +50,11 @@ def reader_of(
     """The reader of a checkpoint's linear layers.
 
     ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
-    are (embedding, head, routers). ``device``: where that is computed. Raises ``CheckpointError`` where
-    the two contradict each other.
+    are (embedding, head, routers). ``device``: that of the kernels, where it is computed. Raises ``CheckpointError``
+    where the two contradict each other.
     """
     own, config = _own(checkpoint)
-    plain = PlainReader(checkpoint)
+    plain = PlainReader(checkpoint, device)
     if own is None:
         return plain if quantization is None else LoadReader(plain, load_method(quantization), keep, device)
     if quantization is not None and CHECKPOINT_METHODS.get(quantization) != own:
