@@ -10,6 +10,7 @@ import torch
 
 from quire.config.quantization import CHECKPOINT_METHODS, LOAD_METHODS
 from quire.quant.at_load import LoadReader
+from quire.quant.autoround import autoround_schemes
 from quire.quant.awq import awq_schemes
 from quire.quant.bitsandbytes import bitsandbytes_schemes
 from quire.quant.compressed_tensors import compressed_tensors_schemes
@@ -28,6 +29,7 @@ Schemes = Callable[[Checkpoint, Mapping[str, Any]], Callable[[str], Scheme | Non
 _READERS: dict[str, Schemes] = {
     "gptq": gptq_schemes,
     "awq": awq_schemes,
+    "auto-round": autoround_schemes,
     "bitsandbytes": bitsandbytes_schemes,
     "compressed-tensors": compressed_tensors_schemes,
     "fp8": fp8_schemes,
