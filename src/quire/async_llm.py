@@ -13,6 +13,7 @@ from quire.config.engine import DEFAULT_MODEL
 from quire.config.keywords import engine_config
 from quire.engine.messages import EngineRequest, TokenDelta
 from quire.engine.process import ProcessEngine
+from quire.model.support import check_config
 from quire.outputs import RequestOutput
 from quire.params import ParameterError, SamplingParams
 from quire.text.front import open_front
@@ -40,6 +41,7 @@ class AsyncLLM:
         """Load the model. Raises ``EngineDead`` or ``WeightsError`` when that fails."""
         with progress_bar() as progress:
             path = await asyncio.to_thread(locate, self.config, progress)
+        await asyncio.to_thread(check_config, path)
         self.config = replace(self.config, model=str(path))
         self._engine = ProcessEngine(self.config)
         starting = asyncio.create_task(self._engine.start())

@@ -8,6 +8,7 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from fastapi.responses import JSONResponse, StreamingResponse
 
 from quire.bench.load import Load, send_all
 from quire.bench.workloads import Request as Work
+from quire.cli.main import main
 from quire.client import ApiClient, ServerError
 
 
@@ -112,6 +114,22 @@ def test_arrivals_follow_the_rate(server: tuple[Server, str]) -> None:
     timings = run_load(server[1], [Work([1], 1)] * 40, Load(rate=100.0, seed=1))
     span = max(t.start for t in timings) - min(t.start for t in timings)
     assert 0.2 < span < 2.0
+
+
+def test_rates_run_one_after_another_and_infinity_is_all_at_once(server: tuple[Server, str], tmp_path: Path) -> None:
+    here, url = server
+    result = tmp_path / "rates.json"
+    work = ["--workload", "random", "--num-prompts", "12", "--input-len", "4", "--output-len", "50"]
+    rates = ["--request-rate", "inf", "40", "--result", str(result)]
+    assert main(["bench", "serve", "--url", url, *work, *rates]) == 0
+    assert here.most == 12
+    assert list(json.loads(result.read_text())["runs"]) == ["random, all at once", "random, 40 requests/s"]
+
+
+@pytest.mark.parametrize(("rate", "words"), [("nan", "a number"), ("0", "above 0"), ("-inf", "a number"), ("x", "'x'")])
+def test_other_rates_are_refused(rate: str, words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "serve", f"--request-rate={rate}"]) != 0
+    assert words in capsys.readouterr().err
 
 
 def test_text_prompts_are_text(server: tuple[Server, str]) -> None:

@@ -18,6 +18,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from quire.config.engine import EngineConfig
 from quire.model import transformers_index
 from quire.model.fallback import FallbackDecoder, FallbackLoader
+from quire.model.fallback_probe import probe
+from quire.model.fallback_refusals import REFUSALS
 from quire.model.families import FAMILIES
 from quire.ops.backend import backend
 from quire.ops.triton import TritonOps
@@ -156,12 +158,29 @@ def refusal(path: Path) -> str:
 
 
 @pytest.mark.parametrize("model_type", ["lfm2", "diffllama"])
-def test_refuses_layers_that_are_not_plain_attention(tmp_path: Path, model_type: str) -> None:
+def test_refuses_layers_that_are_not_plain_attention(
+    tmp_path: Path, model_type: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(REFUSALS, model_type, raising=False)
     assert "not all attention" in refusal(save(tmp_path, model_type))
 
 
-def test_refuses_masks_of_other_shapes(tmp_path: Path) -> None:
+def test_refuses_masks_of_other_shapes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(REFUSALS, "bert")
     assert "cannot serve" in refusal(save(tmp_path, "bert"))
+
+
+@pytest.mark.parametrize("model_type", REFUSALS)
+def test_what_is_refused_by_name_is_what_the_probe_refuses(model_type: str) -> None:
+    if model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        pytest.skip("this Transformers has no such class")
+    with pytest.raises(CheckpointError, match="cannot run through Transformers"):
+        probe(AutoConfig.for_model(model_type), model_type)
+
+
+def test_encoders_that_are_decoders_are_not_refused_by_name(tmp_path: Path) -> None:
+    path = save(tmp_path, "roberta", is_decoder=True, max_position_embeddings=514)
+    assert build.make_blueprint(EngineConfig(model=str(path), device="cpu")).spec.family == "transformers:roberta"
 
 
 def test_refuses_what_would_depend_on_the_batch(tmp_path: Path) -> None:
@@ -216,20 +235,25 @@ def test_without_an_index_transformers_is_asked(tmp_path: Path, monkeypatch: pyt
     [
         ({"model_type": "homegrown"}, "'homegrown' is known neither to Quire nor to the Transformers installed here"),
         ({"model_type": "vit"}, "'vit' is known neither .* as a causal language model"),
+        ({"model_type": "mamba"}, "'mamba' has no family .* keep a state in place of keys and values"),
+        ({"model_type": "bert"}, "'bert' has no family .* it is an encoder"),
         ({"model_type": "apertus", "hidden_size": -1}, "hidden_size: an integer from 1"),
-        ({"model_type": "codegen", "n_embd": "wide"}, "n_embd: an integer from 1"),
+        ({"model_type": "ctrl", "n_embd": "wide"}, "n_embd: an integer from 1"),
         ({"model_type": "llama", "hidden_size": "wide"}, "hidden_size: an integer from 1"),
         ({"model_type": "llama", "rope_scaling": {"rope_type": "spiral"}}, "'spiral' is not supported"),
     ],
 )
-def test_refuses_without_importing_torch_or_transformers(tmp_path: Path, config: dict[str, Any], words: str) -> None:
+@pytest.mark.parametrize("call", ["LLM({!r})", "asyncio.run(AsyncLLM({!r}).start())"])
+def test_refuses_without_importing_torch_or_transformers(
+    tmp_path: Path, call: str, config: dict[str, Any], words: str
+) -> None:
     (tmp_path / "config.json").write_text(json.dumps(COMMON | config))
     code = (
-        "import sys\n"
-        "from quire import LLM\n"
+        "import asyncio, sys\n"
+        "from quire import LLM, AsyncLLM\n"
         "from quire.weights.errors import CheckpointError\n"
         "try:\n"
-        f"    LLM({str(tmp_path)!r})\n"
+        f"    {call.format(str(tmp_path))}\n"
         "except CheckpointError as error:\n"
         "    print([name for name in ('torch', 'transformers') if name in sys.modules], error)\n"
     )

@@ -49,6 +49,15 @@ def codebook(n: int, k: int, group: int, exponents: bool) -> Codebook:
     return Codebook(q, torch.randn(16), scale, group)
 
 
+def super_codebook(n: int, k: int, scale_type: torch.dtype) -> Codebook:
+    """As GGUF's IQ4_XS (int8) and IQ4_NL (float16) have them."""
+    q, table = torch.randint(0, 16, (n, k), dtype=torch.uint8), torch.randint(-127, 128, (16,)).float()
+    if scale_type == torch.float16:
+        return Codebook(q, table, torch.rand(n, k // 32).half(), 32)
+    scale = torch.randint(-32, 32, (n, k // 32)).to(scale_type)
+    return Codebook(q, table, scale, 32, (torch.rand(n, k // 256) * 0.01).half())
+
+
 def fp8(n: int, k: int, high: int, wide: int, activation: ActivationQuant | None = None) -> Fp8:
     scale = torch.rand(-(-n // high), -(-k // wide)) + 0.1
     return Fp8((torch.randn(n, k) * 40).to(FP8), scale, (high, wide), activation)
@@ -69,6 +78,7 @@ def matrix(layout: Layout) -> torch.Tensor:
         case Codebook():
             scale = layout.scale.double()
             scale = 2.0 ** (scale - 127) if layout.scale.dtype == torch.uint8 else scale
+            scale = scale if layout.super_scale is None else scale * each(layout.super_scale, 256 // layout.group)
             return layout.table.double()[layout.q.long()] * each(scale, layout.group)
         case Int8Channel():
             return layout.weight.double() * layout.scale.double()[:, None]
@@ -144,7 +154,10 @@ def test_widths_zeros_and_orders(ops: Ops, rows: int, bits: int, group: int) -> 
 
 
 @pytest.mark.parametrize("rows", [1, 3, 60])
-@pytest.mark.parametrize(("bits", "group", "minimum"), [(4, 32, True), (5, 32, True), (6, 16, False)])
+@pytest.mark.parametrize(
+    ("bits", "group", "minimum"),
+    [(2, 16, True), (3, 16, False), (4, 32, True), (5, 32, True), (6, 16, False)],
+)
 def test_super_blocks(ops: Ops, rows: int, bits: int, group: int, minimum: bool) -> None:
     torch.manual_seed(bits)
     check(ops, super_blocks(43, 1536, bits, group, minimum), rows, bias=True)
@@ -156,6 +169,8 @@ def test_super_blocks(ops: Ops, rows: int, bits: int, group: int, minimum: bool)
     [
         lambda: codebook(43, 256, 32, exponents=True),
         lambda: codebook(43, 256, 64, exponents=False),
+        lambda: super_codebook(43, 512, torch.int8),
+        lambda: super_codebook(43, 512, torch.float16),
         lambda: int8(43, 320),
         lambda: int8(43, 8 * 67),
         lambda: fp8(43, 320, 43, 320),

@@ -70,9 +70,9 @@ class Gptq:
 
     @staticmethod
     def pack_zeros(zeros: Array, bits: int, v1: bool) -> Array:
-        """Version 1 has 1 less: gptqmodel subtracts it from whole words, with borrows, but for 3 bits from integers."""
-        if v1 and bits == 3:
-            return bitstream((zeros - 1) & 7, 3)
+        """Version 1 has 1 less: gptqmodel subtracts it from words, with borrows, where they hold whole integers."""
+        if v1 and 32 % bits:
+            return bitstream((zeros - 1) & ((1 << bits) - 1), bits)
         words = bitstream(zeros, bits).view(np.uint32)
         return (words - np.uint32(sum(1 << i for i in range(0, 32, bits))) if v1 else words).view(np.int32)
 
@@ -94,12 +94,28 @@ class Awq:
         }
         index = np.arange(k) // (k // groups)
         self.weight = tensor((scales[index].astype(np.float32) * (q - zeros[index])).T.astype(np.float32))
-        self.config = {"quant_method": "awq", "bits": 4, "group_size": group, "zero_point": True, "version": "gemm"}
+        self.config: dict[str, Any] = {
+            "quant_method": "awq",
+            "bits": 4,
+            "group_size": group,
+            "zero_point": True,
+            "version": "gemm",
+        }
 
     @classmethod
     def pack(cls, values: Array) -> Array:
         columns = values.reshape(len(values), -1, 8)[:, :, cls.ORDER].astype(np.uint32)
         return (columns << np.arange(0, 32, 4, dtype=np.uint32)).sum(axis=2, dtype=np.uint32).view(np.int32)
+
+
+def autoround(made: Gptq | Awq, packing: str, **changes: Any) -> Gptq | Awq:
+    """The same layers in a checkpoint of AutoRound, which stores no ``g_idx`` and says little of the layout."""
+    made.tensors.pop(".g_idx", None)
+    settings = {key: made.config[key] for key in ("bits", "group_size")}
+    sym = made.config.get("sym", False)
+    made.config = {"quant_method": "auto-round", "packing_format": packing, "data_type": "int", "sym": sym, **settings}
+    made.config |= {"block_name_to_quantize": "model.layers", "iters": 200, "autoround_version": "0.16.1", **changes}
+    return made
 
 
 class FourBit:

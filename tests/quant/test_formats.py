@@ -23,6 +23,7 @@ from tests.quant.checkpoints import (
     Nvfp4,
     Packed,
     Tensors,
+    autoround,
     bitstream,
     compressed,
     tensor,
@@ -83,6 +84,51 @@ def test_awq(tmp_path: Path, group: int) -> None:
     layout = read(tmp_path, made.tensors, made.config, 48, 256)
     assert torch.equal(layout.dequantize(), made.weight)
     assert isinstance(layout, GroupedInt) and layout.group == (256 if group == -1 else group)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("sym", [False, True])
+@pytest.mark.parametrize("packing", ["auto_round", "auto_round:auto_gptq", "auto_round:gptqmodel"])
+def test_autoround(tmp_path: Path, bits: int, sym: bool, packing: str) -> None:
+    made = autoround(Gptq(64, 192, bits, 64, sym, packing == "auto_round:auto_gptq", False), packing)
+    layout = read(tmp_path, made.tensors, made.config, 64, 192)
+    assert torch.equal(layout.dequantize(), made.weight)
+    assert isinstance(layout, GroupedInt) and layout.bits == bits and isinstance(layout.zero, int) == sym
+
+
+def test_autoround_in_awqs_layout(tmp_path: Path) -> None:
+    made = autoround(Awq(48, 256, 32), "auto_round:auto_awq", quant_method="intel/auto-round")
+    assert torch.equal(read(tmp_path, made.tensors, made.config, 48, 256).dequantize(), made.weight)
+
+
+@pytest.mark.parametrize(("backend", "v1"), [("auto_round:gptq:exllamav2", True), ("auto_round:exllamav2", False)])
+def test_autoround_of_2024(tmp_path: Path, backend: str, v1: bool) -> None:
+    made = autoround(Gptq(64, 64, 4, 32, False, v1, False), "", backend=backend)
+    del made.config["packing_format"]
+    assert torch.equal(read(tmp_path, made.tensors, made.config, 64, 64).dequantize(), made.weight)
+
+
+OWN = {"bits": 8, "group_size": 32}
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {LAYER: OWN, r".*mlp.*": {"bits": 2}},
+        {r"model\.layers\.\d+\.mlp\.(up|gate)_proj": OWN, ".*": {"bits": 2}},
+        {"mlp.up": {"bits": 16}, r".*\.up_proj$": OWN},  # a name is no expression
+        {"model.layers.0.mlp": {"bits": 16}, ".*layers.0.*": OWN},
+    ],
+)
+def test_autoround_overrides(tmp_path: Path, extra: dict[str, Any]) -> None:
+    made = autoround(Gptq(64, 64, 8, 32, False, True, False), "auto_round:auto_gptq", bits=4, extra_config=extra)
+    assert torch.equal(read(tmp_path, made.tensors, made.config | {"group_size": 64}, 64, 64).dequantize(), made.weight)
+
+
+def test_autorounds_plain_layers_are_plain(tmp_path: Path) -> None:
+    config = autoround(Gptq(64, 64, 4, 32, False, True, False), "auto_round", extra_config={LAYER: {"bits": 16}}).config
+    weight = torch.randn(64, 64)
+    assert torch.equal(read(tmp_path, {".weight": weight}, config, 64, 64).dequantize(), weight)
 
 
 @pytest.mark.parametrize(("n", "k"), [(48, 256), (24, 96)])  # blocks that run over the ends of rows, too

@@ -13,7 +13,19 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from quire.config.engine import EngineConfig
 from quire.runtime.build import make_blueprint
 from tests.model.harness import Harness
-from tests.quant.checkpoints import Awq, EightBit, Float8, FourBit, Gptq, Mxfp8, Nvfp4, Packed, compressed, write
+from tests.quant.checkpoints import (
+    Awq,
+    EightBit,
+    Float8,
+    FourBit,
+    Gptq,
+    Mxfp8,
+    Nvfp4,
+    Packed,
+    autoround,
+    compressed,
+    write,
+)
 
 CONFIG = {
     "model_type": "llama",
@@ -68,6 +80,7 @@ class RoundedFp8(Float8):
 FORMATS: dict[str, Callable[[int, int, int], Any]] = {
     "gptq": lambda n, k, seed: Gptq(n, k, 4, 64, True, True, False, seed),
     "gptq-order-3-bits": lambda n, k, seed: Gptq(n, k, 3, 64, False, False, True, seed),
+    "autoround-5-bits": lambda n, k, seed: autoround(Gptq(n, k, 5, 64, False, False, False, seed), "auto_round"),
     "awq": lambda n, k, seed: Awq(n, k, 64, seed),
     "nf4": lambda n, k, seed: FourBit(n, k, "nf4", 64, True, seed),
     "bnb-int8": EightBit,

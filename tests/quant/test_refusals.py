@@ -22,6 +22,7 @@ from tests.quant.checkpoints import (
     Nvfp4,
     Packed,
     Tensors,
+    autoround,
     compressed,
     tensor,
     write,
@@ -39,6 +40,15 @@ def test_a_quantised_checkpoint_takes_no_other_quantisation(tmp_path: Path) -> N
     for refused in ("awq", "bitsandbytes", "int8", "fp8", "gguf"):
         with pytest.raises(CheckpointError, match=f"quantised already, by gptq, so that --quantization {refused}"):
             reader_of(checkpoint, refused)
+
+
+def test_autoround_checkpoints_take_its_names_alone(tmp_path: Path) -> None:
+    made = autoround(Gptq(32, 64, 4, 32, True, False, False), "auto_round")
+    checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config)
+    for accepted in ("auto-round", "inc"):
+        assert torch.equal(reader_of(checkpoint, accepted).read(LAYER, 32, 64).dequantize(), made.weight)
+    with pytest.raises(CheckpointError, match="quantised already, by auto-round, so that --quantization gptq"):
+        reader_of(checkpoint, "gptq")
 
 
 def test_plain_weights_take_only_quantisation_at_load(tmp_path: Path) -> None:
@@ -69,9 +79,21 @@ def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
     return made.tensors, made.config | changes
 
 
+def rounded(**changes: Any) -> dict[str, Any]:
+    return autoround(Gptq(32, 64, 4, 32, False, True, False), "auto_round", **changes).config
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
+        (rounded(packing_format="auto_round:mlx"), "packing_format: 'auto_round:mlx'; auto_round:auto_gptq or"),
+        (rounded(data_type="mx_fp"), "data_type: 'mx_fp'; int is"),
+        (rounded(act_bits=8), "act_bits: '8'"),
+        (rounded(bits=9), "bits: '9'"),
+        (rounded(packing_format="auto_round:auto_awq", bits=8), "bits: '8'; 4 is"),
+        (rounded(rotation_config={"hadamard_type": "hadamard"}), "rotation_config: layers with rotated inputs"),
+        (rounded(extra_config={"(a+)+$": {}}), "no usable regular expression"),
+        (rounded(extra_config={"a": 4}), "a: '4'; an object"),
         ({"quant_method": "aqlm"}, "'aqlm' is not supported; gptq, awq"),
         ({}, "not supported"),
         (gptq(bits=5)[1], "bits: '5'; 2 or 3 or 4 or 8"),

@@ -160,9 +160,10 @@ def test_ctrl_c_reaches_only_the_front(smollm2_path: Path) -> None:
         server.stop()
 
 
-def test_signal_while_starting(smollm2_path: Path) -> None:
+@pytest.mark.parametrize("seconds", [0.2, 0.8, 1.5])
+def test_signal_while_starting(smollm2_path: Path, seconds: float) -> None:
     server = LiveServer(str(smollm2_path), *SMALL)
-    time.sleep(1.5)
+    time.sleep(seconds)
     pids = children(server.process.pid)
     server.signal()
     assert server.wait(15) in (0, -signal.SIGTERM)
@@ -244,6 +245,14 @@ def test_refusing_to_start(arguments: tuple[str, ...], status: int, message: str
     assert message in server.log
     assert "Traceback" not in server.log
     assert len(server.lines) <= 3, server.log
+
+
+def test_an_architecture_that_cannot_run_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mamba", "num_hidden_layers": 2}))
+    server = LiveServer(str(tmp_path))
+    assert server.wait(30) == 1, server.log
+    assert "'mamba' has no family of Quire's own" in server.lines[-1]
+    assert len(server.lines) == 2, server.log
 
 
 def test_vllm_s_way_to_start_and_keys_from_the_environment(smollm2_path: Path) -> None:

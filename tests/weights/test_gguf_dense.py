@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType, get_tensor_name_map
+from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGMLQuantizationType, GGUFWriter, RopeScalingType, get_tensor_name_map
 
-from tests.model.agreement import VOCAB, check_chunks, random_model
+from quire.ops.backend import Ops
+from quire.ops.triton import TritonOps
+from quire.weights.tensors import RawTensor
+from tests.model.agreement import TOKENS, VOCAB, check_chunks, close, expected, random_model
 from tests.model.harness import Harness
 from tests.model.rms_cases import LONGROPE
 from tests.model.test_families import CASES
+from tests.quant.test_gguf_formats import BLOCKS, random_blocks, reference_values
 
 ARCHS: dict[str, tuple[MODEL_ARCH, dict[str, Any]]] = {
     "qwen3": (MODEL_ARCH.QWEN3, CASES["qwen3"]),
@@ -32,8 +37,8 @@ PERMUTED = (MODEL_ARCH.GRANITE, MODEL_ARCH.SMOLLM3, MODEL_ARCH.INTERNLM2)
 NORMS_PLUS_ONE = (MODEL_ARCH.GEMMA, MODEL_ARCH.GEMMA2)
 
 
-def write(path: Path, arch: MODEL_ARCH, model: Any) -> None:
-    """As llama.cpp's converter does."""
+def write(path: Path, arch: MODEL_ARCH, model: Any, blocks: Mapping[str, RawTensor] | None = None) -> None:
+    """As llama.cpp's converter does. ``blocks``: parameters that are quantised."""
     config = model.config
     writer = GGUFWriter(path, MODEL_ARCH_NAMES[arch])
     write_sizes(writer, config)
@@ -50,6 +55,11 @@ def write(path: Path, arch: MODEL_ARCH, model: Any) -> None:
             value = value + 1
         written = names.get_name(name, try_suffixes=(".weight", ".bias"))
         assert written is not None, name
+        if blocks and name in blocks:
+            quantised = blocks[name]
+            data = quantised.data.reshape(quantised.shape[0], -1)
+            writer.add_tensor(written, data, raw_dtype=GGMLQuantizationType[quantised.type])
+            continue
         writer.add_tensor(written, value.contiguous().numpy())
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -111,3 +121,31 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     model = random_model(settings, tmp_path / "hf")
     write(tmp_path / "m.gguf", arch, model)
     check_chunks(model, lambda sequences: Harness(tmp_path / "m.gguf", sequences))
+
+
+@pytest.fixture(params=BLOCKS)
+def quantised(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Path, Any]:
+    """A file whose layers are of random blocks of one type, and the model of their values."""
+    settings = {**CASES["qwen3"], "hidden_size": 256, "intermediate_size": 512, "head_dim": 64}
+    settings["num_hidden_layers"] = 1
+    model = random_model(settings, tmp_path / "hf")
+    blocks = {}
+    for i, (name, parameter) in enumerate(model.named_parameters()):
+        if parameter.dim() == 2 and "layers" in name:
+            blocks[name] = random_blocks(request.param, *parameter.shape, seed=i, largest=0.1)
+            parameter.data = reference_values(blocks[name])
+    write(tmp_path / "m.gguf", MODEL_ARCH.QWEN3, model, blocks)
+    return tmp_path / "m.gguf", model
+
+
+def test_logits_are_those_of_the_dequantised_weights(quantised: tuple[Path, Any]) -> None:
+    path, model = quantised
+    check_chunks(model, lambda sequences: Harness(path, sequences))
+
+
+@pytest.mark.parametrize("quantised", ["Q2_K", "Q3_K", "IQ4_NL", "IQ4_XS"], indirect=True)  # the interpreter is slow
+def test_logits_of_the_gpus_kernels_are_those_of_the_dequantised_weights(quantised: tuple[Path, Any]) -> None:
+    path, model = quantised
+    ops: Ops = TritonOps(torch.device("cuda" if torch.cuda.is_available() else "cpu"), torch.float32)
+    got = Harness(path, [TOKENS[:8]], ops=ops).step({0: 8})[0]
+    close(got.cpu(), expected(model, TOKENS[:8]))

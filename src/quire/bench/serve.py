@@ -23,7 +23,7 @@ def run(load: LoadConfig, work: WorkloadConfig, results: ResultConfig) -> int:
     timings = asyncio.run(_run_rates(load, work, concurrency, rates))
     runs = {}
     for rate, (each, wall) in timings.items():
-        name = f"{work.workload}, " + (f"{rate:g} requests/s" if rate else f"concurrency {concurrency or 'all'}")
+        name = f"{work.workload}, {_described(rate, concurrency)}"
         runs[name] = summarise(each, wall)
         show(runs[name], name)
     if results.plot:
@@ -31,6 +31,12 @@ def run(load: LoadConfig, work: WorkloadConfig, results: ResultConfig) -> int:
     if results.result:
         save(results.result, {"server": load.base_url, "runs": runs})
     return 1 if any(figures["failed"] for figures in runs.values()) else 0
+
+
+def _described(rate: float | None, concurrency: int) -> str:
+    if rate is not None:
+        return f"{rate:g} requests/s"
+    return f"concurrency {concurrency}" if concurrency else "all at once"
 
 
 async def _run_rates(

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 
 from quire.config.options import ConfigError, Options, option
 from quire.config.paths import check_output
+from quire.config.values import parse_rate
 
 WORKLOAD_NAMES = ("nano", "sharegpt", "prefill", "decode1", "prefix", "w1", "w2", "w3", "w4", "random")
 
@@ -46,15 +47,18 @@ class LoadConfig(Options):
     max_concurrency: int | None = _load(
         None, "Most requests in flight (default: the workload's own).", low=1, high=10_000
     )
-    request_rate: tuple[float, ...] = _load(
-        (), "Requests a second, arriving as a Poisson process; several rates run one after another.", metavar="RATE"
+    request_rate: tuple[float | None, ...] = _load(
+        (),
+        "Requests a second, arriving as a Poisson process (inf: all at once); several rates run one after another.",
+        parse=parse_rate,
+        metavar="RATE",
     )
     text_prompts: bool = _load(
         False, "Send text of about the same length instead of token ids, for servers that take no ids."
     )
 
     def check(self) -> None:
-        if any(rate <= 0 for rate in self.request_rate):
+        if any(rate is not None and rate <= 0 for rate in self.request_rate):
             raise ConfigError("request_rate", "--request-rate must be above 0.")
 
 

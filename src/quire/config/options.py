@@ -149,17 +149,26 @@ def changed(config: Any) -> dict[str, Any]:
 def _spec(f: Field[Any], hint: Any) -> OptionSpec:
     declared = option_of(f)
     optional = many = False
-    if get_origin(hint) in (typing.Union, types.UnionType):
+    if _is_union(hint):
         optional = True
-        (hint,) = (a for a in get_args(hint) if a is not type(None))
+        hint = _not_none(hint)
     if get_origin(hint) is tuple:
         many = True
-        hint = get_args(hint)[0]
+        hint = _not_none(get_args(hint)[0])
     choices = declared.choices
     if get_origin(hint) is Literal:
         choices = get_args(hint)
         hint = str
     return OptionSpec(f.name, hint, optional, many, f.default, declared, choices)
+
+
+def _is_union(hint: Any) -> bool:
+    return get_origin(hint) in (typing.Union, types.UnionType)
+
+
+def _not_none(hint: Any) -> Any:
+    """Of ``X | None`` the ``X``."""
+    return next(a for a in get_args(hint) if a is not type(None)) if _is_union(hint) else hint
 
 
 _TRUE = {"true", "yes", "on", "1"}

@@ -1,4 +1,4 @@
-"""Human-written values: sizes and lengths."""
+"""Human-written values: sizes, lengths and rates."""
 
 from __future__ import annotations
 
@@ -19,6 +19,11 @@ def parse_length(text: str) -> int | None:
     if not match:
         raise ValueError(f"{text!r} is no length: write 8192, 32k, 32K or auto.")
     return int(float(match[1]) * _LENGTH_FACTORS[match[2]])
+
+
+def parse_rate(text: str) -> str | None:
+    """Requests a second, as they are; 'inf' means ``None``: all at once."""
+    return None if text.strip().lower() in ("inf", "infinity") else text
 
 
 def parse_memory(text: str) -> str:

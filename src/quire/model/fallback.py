@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from quire.model.decoder import Step, kv_windows
+from quire.model.fallback_class import unsupported
 from quire.model.fallback_config import class_config
-from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe, unsupported
+from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe
 from quire.model.pages import new_pages
 from quire.model.source import WeightSizes
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec

@@ -8,6 +8,7 @@ from typing import Any
 
 from quire.model import transformers_index
 from quire.model.config_reader import ConfigReader
+from quire.model.fallback_refusals import refusal
 from quire.model.families import nearest
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
@@ -40,6 +41,8 @@ def known_class(checkpoint: Checkpoint) -> KnownClass:
     """Raises ``CheckpointError`` for what no class is there for, or can't run here."""
     config = checkpoint.config
     architecture = str(config.get("model_type"))[:60]
+    if reason := refusal(config):
+        raise CheckpointError(unsupported(architecture, reason))
     package = transformers_index.installed()
     if package is None:
         raise CheckpointError(
@@ -67,6 +70,13 @@ def _text_type(config: Mapping[str, Any]) -> str | None:
 
 def _has_text_part(checkpoint: Checkpoint) -> bool:
     return any(name.startswith(TEXT_PART) for name in checkpoint.names())
+
+
+def unsupported(architecture: str, reason: str) -> str:
+    return (
+        f"The architecture {architecture!r} has no family of Quire's own and cannot run through Transformers: {reason}."
+        f" {nearest(architecture)}"
+    )
 
 
 def unknown(architecture: str) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from quire.model.families import nearest
+from quire.model.fallback_class import unsupported
 from quire.model.spec import AttentionSpec
 from quire.weights.errors import CheckpointError
 
@@ -157,10 +157,3 @@ def _is_causal_window(mask: _Mask) -> bool:
         zero, at = torch.tensor(0), torch.tensor(query)
         shown = [bool(mask.visible(zero, zero, at, torch.tensor(key))) for key in keys]
     return shown == [key <= query and (mask.window is None or key > query - span) for key in keys]
-
-
-def unsupported(architecture: str, reason: str) -> str:
-    return (
-        f"The architecture {architecture!r} has no family of Quire's own and cannot run through Transformers: {reason}."
-        f" {nearest(architecture)}"
-    )

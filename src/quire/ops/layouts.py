@@ -111,15 +111,17 @@ class GroupedInt:
 
 @dataclass(frozen=True)
 class Codebook:
-    """4-bit codes into a table of 16 numbers, with a scale for each ``group`` of inputs (nf4, fp4, mxfp4).
+    """4-bit codes into a table of 16 numbers, with a scale for each ``group`` of inputs (nf4, fp4, mxfp4, iq4).
 
     ``w[n, k] = table[q[n, k]] * scale[n, k // group]``. A scale of type uint8 is an exponent: ``2 ** (scale - 127)``.
+    One of type int8 is multiplied by the ``super_scale`` of its super-block.
     """
 
     q: torch.Tensor  # [N, K] uint8, 0 to 15
     table: torch.Tensor  # [16] float32
-    scale: torch.Tensor  # [N, K // group] float32 | uint8
+    scale: torch.Tensor  # [N, K // group] float32 | float16 | uint8 | int8
     group: int
+    super_scale: torch.Tensor | None = None  # [N, K // group // n] float16
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -127,9 +129,11 @@ class Codebook:
 
     @property
     def float_scale(self) -> torch.Tensor:
-        """The scales as float32."""
+        """The scales as float32, of one level."""
+        if self.super_scale is not None:
+            return _product(self.scale, self.super_scale)
         if self.scale.dtype != torch.uint8:
-            return self.scale
+            return self.scale.float()
         return torch.ldexp(torch.ones_like(self.scale, dtype=torch.float32), self.scale.int() - 127)
 
     def dequantize(self) -> torch.Tensor:
@@ -138,7 +142,8 @@ class Codebook:
         return (w * self.float_scale[..., None]).view(n, k)
 
     def rows(self, index: RowIndex) -> Codebook:
-        return replace(self, q=self.q[index], scale=self.scale[index])
+        super_scale = _cut(self.super_scale, index)
+        return replace(self, q=self.q[index], scale=self.scale[index], super_scale=super_scale)
 
 
 @dataclass(frozen=True)
@@ -218,10 +223,9 @@ def _join(a: Layout, b: Layout) -> Layout | None:
             return Dense(_end_to_end(a.weight, b.weight))
         case GroupedInt(), GroupedInt() if _kind(a) == _kind(b) and _same(a.order, b.order):
             return _join_grouped(a, b)
-        case Codebook(), Codebook() if (
-            a.group == b.group and a.scale.dtype == b.scale.dtype and torch.equal(a.table, b.table)
-        ):
-            return replace(a, q=torch.cat([a.q, b.q]), scale=torch.cat([a.scale, b.scale]))
+        case Codebook(), Codebook() if _scaling(a) == _scaling(b) and torch.equal(a.table, b.table):
+            super_scale = _cat(a.super_scale, b.super_scale)
+            return replace(a, q=torch.cat([a.q, b.q]), scale=torch.cat([a.scale, b.scale]), super_scale=super_scale)
         case Int8Channel(), Int8Channel() if a.activation == b.activation:
             return replace(a, weight=torch.cat([a.weight, b.weight]), scale=torch.cat([a.scale, b.scale]))
         case Fp8(), Fp8() if a.activation == b.activation:
@@ -263,8 +267,12 @@ def _join_fp8(a: Fp8, b: Fp8) -> Fp8 | None:
 
 def _kind(layout: GroupedInt) -> tuple[object, ...]:
     zero = layout.zero if isinstance(layout.zero, int) else "per group"
+    return (layout.bits, layout.minimum is None, zero, *_scaling(layout))
+
+
+def _scaling(layout: GroupedInt | Codebook) -> tuple[object, ...]:
     supers = None if layout.super_scale is None else layout.super_scale.shape[1]
-    return (layout.bits, layout.group, layout.minimum is None, layout.scale.dtype, zero, supers)
+    return (layout.group, layout.scale.dtype, supers)
 
 
 def _same(a: torch.Tensor | None, b: torch.Tensor | None) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from quire.config.quantization import CHECKPOINT_METHODS, LOAD_METHODS
 from quire.quant.at_load import LoadReader
+from quire.quant.autoround import autoround_schemes
 from quire.quant.awq import awq_schemes
 from quire.quant.bitsandbytes import bitsandbytes_schemes
 from quire.quant.compressed_tensors import compressed_tensors_schemes
@@ -28,6 +29,7 @@ Schemes = Callable[[Checkpoint, Mapping[str, Any]], Callable[[str], Scheme | Non
 _READERS: dict[str, Schemes] = {
     "gptq": gptq_schemes,
     "awq": awq_schemes,
+    "auto-round": autoround_schemes,
     "bitsandbytes": bitsandbytes_schemes,
     "compressed-tensors": compressed_tensors_schemes,
     "fp8": fp8_schemes,
@@ -50,11 +52,11 @@ def reader_of(
     """The reader of a checkpoint's linear layers.
 
     ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
-    are (embedding, head, routers). ``device``: where that is computed. Raises ``CheckpointError`` where
-    the two contradict each other.
+    are (embedding, head, routers). ``device``: that of the kernels, where it is computed. Raises ``CheckpointError``
+    where the two contradict each other.
     """
     own, config = _own(checkpoint)
-    plain = PlainReader(checkpoint)
+    plain = PlainReader(checkpoint, device)
     if own is None:
         return plain if quantization is None else LoadReader(plain, load_method(quantization), keep, device)
     if quantization is not None and CHECKPOINT_METHODS.get(quantization) != own:

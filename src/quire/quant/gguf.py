@@ -7,7 +7,7 @@ in float32, llama.cpp's own formulas.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -15,15 +15,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from quire.ops.layouts import Dense, GroupedInt, Layout
+from quire.ops.layouts import Codebook, Dense, GroupedInt, Layout
 from quire.weights.errors import CheckpointError
 from quire.weights.tensor_types import TYPES
-from quire.weights.tensors import Bytes, RawTensor
+from quire.weights.tensors import Bytes, RawTensor, TensorInfo
 
 Scales = npt.NDArray[np.floating[Any]]
 Integers = npt.NDArray[np.uint8] | npt.NDArray[np.int8]
+_Bits = npt.NDArray[np.integer[Any]]
 Fill = Callable[[Bytes, Bytes], None]
 CHUNK = 1 << 18  # values unpacked at a time
+_PAIR = 4  # bytes of a group's scale and its minimum on a GPU
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
@@ -52,9 +54,12 @@ def unpack(tensor: RawTensor) -> Layout:
         return None if values is None else torch.from_numpy(_finite(values)).view(tensor.shape[0], -1)
 
     q = torch.from_numpy(_integers(form, blocks, TYPES[tensor.type].block)).view(tensor.shape)
+    scale = torch.from_numpy(_finite(scales.scale)).view(len(q), -1)
+    if form.table is not None:
+        return Codebook(q, torch.tensor(form.table), scale, form.group, matrix(scales.super_scale))
     return GroupedInt(
         q=q,
-        scale=torch.from_numpy(_finite(scales.scale)).view(len(q), -1),
+        scale=scale,
         minimum=matrix(scales.minimum),
         bits=form.bits,
         group=form.group,
@@ -62,6 +67,17 @@ def unpack(tensor: RawTensor) -> Layout:
         super_scale=matrix(scales.super_scale),
         super_minimum=matrix(scales.super_minimum),
     )
+
+
+def loaded_nbytes(tensor: TensorInfo, device: torch.device) -> int:
+    """Bytes of a tensor once it is packed for the kernels of ``device``."""
+    form = _FORMS.get(tensor.type)
+    if form is None:
+        return tensor.nbytes
+    if device.type == "cpu":
+        return int(tensor.nbytes * form.growth)
+    numbers = math.prod(tensor.shape)
+    return numbers * form.bits // 8 + numbers // form.group * _PAIR
 
 
 def dequantize(tensor: RawTensor) -> torch.Tensor:
@@ -111,6 +127,17 @@ def _q8_0(blocks: Bytes, out: Bytes) -> None:
     out[:] = blocks[:, 2:]
 
 
+def _q2_k(blocks: Bytes, out: Bytes) -> None:
+    _crumbs(blocks[:, 16:80], out)
+
+
+def _q3_k(blocks: Bytes, out: Bytes) -> None:
+    _crumbs(blocks[:, 32:96], out)
+    groups, high = out.reshape(-1, 8, 32), blocks[:, :32]
+    for i in range(8):
+        groups[:, i] |= ((high >> i) & 1) << 2
+
+
 def _q4_k(blocks: Bytes, out: Bytes) -> None:
     _wide_nibbles(blocks[:, 16:], out.reshape(-1, 4, 2, 32))
 
@@ -129,6 +156,17 @@ def _q6_k(blocks: Bytes, out: Bytes) -> None:
     np.right_shift(low, 4, out=halves[:, :, 1])
     for i in range(4):
         groups[:, :, i] |= ((high >> (2 * i)) & 3) << 4
+
+
+def _iq4_xs(blocks: Bytes, out: Bytes) -> None:
+    _nibbles(blocks[:, 8:].reshape(-1, 16), out)
+
+
+def _crumbs(packed: Bytes, out: Bytes) -> None:
+    """64 bytes a block: each 32 bytes hold four runs of 32 values, two bits each, the lowest bits first."""
+    chunks, runs = packed.reshape(-1, 2, 32), out.reshape(-1, 2, 4, 32)
+    for i in range(4):
+        np.bitwise_and(chunks >> (2 * i), 3, out=runs[:, :, i])
 
 
 def _nibbles(packed: Bytes, out: Bytes) -> None:
@@ -168,6 +206,31 @@ def _scale_and_minimum(blocks: Bytes) -> _Scales:
     return _Scales(_half(blocks, 0), _half(blocks, 2))
 
 
+def _q2_k_scales(blocks: Bytes) -> _Scales:
+    """Scale and minimum of 16 groups, a half of a byte each, times a float16 each."""
+    return _Scales(blocks[:, :16] & 15, blocks[:, :16] >> 4, _half(blocks, 80), -_half(blocks, 82))
+
+
+def _q3_k_scales(blocks: Bytes) -> _Scales:
+    """Scales of 16 groups, 6 bits less 32: 8 bytes hold two low halves each, then 4 bytes four upper pairs of bits."""
+    low, high = blocks[:, 96:104], blocks[:, 104:108]
+    return _Scales(_six_bits((low & 15, low >> 4), [high >> i for i in (0, 2, 4, 6)]), None, _half(blocks, 108))
+
+
+def _iq4_xs_scales(blocks: Bytes) -> _Scales:
+    """Scales of 8 groups, 6 bits less 32: neighbours share a byte of 4 low bits each, all two bytes of upper pairs."""
+    pairs = [((blocks[:, 4:8] >> i) & 15)[..., None] for i in (0, 4)]
+    low = np.concatenate(pairs, axis=2).reshape(len(blocks), 8)
+    upper = np.ascontiguousarray(blocks[:, 2:4]).view("<u2") >> np.arange(0, 16, 2, dtype=np.uint16)
+    return _Scales(_six_bits([low], [upper]), None, _half(blocks, 0))
+
+
+def _six_bits(low: Sequence[_Bits], high: Sequence[_Bits]) -> Integers:
+    """Signed integers: 4 bits of ``low`` and above them the lowest 2 of ``high``, less 32."""
+    values = np.concatenate(low, axis=1) | (np.concatenate(high, axis=1) & 3) << 4
+    return values.astype(np.int8) - np.int8(32)
+
+
 def _k_scales(blocks: Bytes) -> _Scales:
     """Scale and minimum of the 8 groups of a super-block: 6-bit integers, packed in 12 bytes, times a float16 each."""
     first, second, third = (blocks[:, at : at + 4] for at in (4, 8, 12))
@@ -187,15 +250,22 @@ class _Form:
     integers: Fill
     scales: Callable[[Bytes], _Scales]
     zero: int = 0
+    table: tuple[float, ...] | None = None  # what the integers are codes of
+    growth: float = 1.0  # how many times as many bytes as in the file it takes for the CPU's kernels
 
 
+_IQ4 = (-127.0, -104.0, -83.0, -65.0, -49.0, -35.0, -22.0, -10.0, 1.0, 13.0, 25.0, 38.0, 53.0, 69.0, 89.0, 113.0)
 _FORMS: dict[str, _Form] = {
     "Q4_0": _Form(4, 32, _q4(2), _scale_only, zero=8),
     "Q4_1": _Form(4, 32, _q4(4), _scale_and_minimum),
     "Q5_0": _Form(5, 32, _q5(2), _scale_only, zero=16),
     "Q5_1": _Form(5, 32, _q5(4), _scale_and_minimum),
     "Q8_0": _Form(8, 32, _q8_0, _scale_only),
+    "Q2_K": _Form(2, 16, _q2_k, _q2_k_scales, growth=1.19),  # scales and minimums take a byte each
+    "Q3_K": _Form(3, 16, _q3_k, _q3_k_scales, zero=4, growth=1.33),  # integers take 4 bits, scales a byte
     "Q4_K": _Form(4, 32, _q4_k, _k_scales),
     "Q5_K": _Form(5, 32, _q5_k, _k_scales),
     "Q6_K": _Form(6, 16, _q6_k, _q6_k_scales, zero=32),
+    "IQ4_NL": _Form(4, 32, _q4(2), _scale_only, table=_IQ4),
+    "IQ4_XS": _Form(4, 32, _iq4_xs, _iq4_xs_scales, table=_IQ4),
 }

@@ -1,4 +1,4 @@
-"""GPTQ checkpoints: 2, 3, 4 or 8 bits packed along the inputs.
+"""GPTQ checkpoints: 2, 3, 4 or 8 bits (AutoRound's: 2 to 8) packed along the inputs.
 
 ``w[k, n] = scales[g, n] * (q[k, n] - zeros[g, n])`` with ``g = g_idx[k]``. Version 1 files store the zeros less 1.
 """
@@ -55,8 +55,8 @@ class GptqScheme:
     def _zeros(self, words: torch.Tensor, outputs: int) -> torch.Tensor:
         if not self.v1:
             return unpack_bits(words, self.bits, outputs)
-        if self.bits == 3:
-            return (unpack_bits(words, 3, outputs) + 1) & 7
+        if self.bits not in _ONES:
+            return (unpack_bits(words, self.bits, outputs) + 1) & ((1 << self.bits) - 1)
         return unpack_bits(words + _ONES[self.bits], self.bits, outputs)
 
 

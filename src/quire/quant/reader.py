@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 
 from quire.ops.layouts import Dense, Layout
-from quire.quant.gguf import check_type, unpack
+from quire.quant.gguf import check_type, loaded_nbytes, unpack
 from quire.quant.scheme import Part, Scheme, to_torch
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError, misshapen
@@ -41,8 +41,9 @@ class Reader(Protocol):
 class PlainReader:
     """Matrices in a ``.weight`` each: floats, or GGUF blocks."""
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
         self._checkpoint = checkpoint
+        self._device = device
 
     def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
         name, shape, names = self._name(module), (outputs, inputs), self._checkpoint.names()
@@ -56,7 +57,7 @@ class PlainReader:
         return {name: (stack, *shape) if stack > 1 else shape}
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
-        return self._checkpoint.info(self._name(module)).nbytes
+        return loaded_nbytes(self._checkpoint.info(self._name(module)), self._device)
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
         ((name, shape),) = self.tensors(module, outputs, inputs, stack).items()

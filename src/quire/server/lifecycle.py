@@ -111,20 +111,19 @@ class Lifecycle:
         (self._at_once if self._stop.is_set() else self._stop).set()
 
     async def _start(self) -> HttpFront:
-        """What can go on at once does: the engine's process, the tokenizer, the HTTP front."""
+        """What can go on at once does: the engine's process, the tokenizer, the HTTP front. One that fails ends all."""
         path = asyncio.create_task(in_thread(self._locate))
         engine = asyncio.create_task(self._start_engine(path))
         text = asyncio.create_task(self._open_text(path))
-        begun = asyncio.create_task(self._engine_begun.wait())
+        http = asyncio.create_task(self._open_front())
         try:
-            # Importing the front takes this process a while: the engine's should be on its way by then.
-            await asyncio.wait((begun, engine), timeout=_HEAD_START_SECONDS, return_when=asyncio.FIRST_COMPLETED)
-            front = self._front = await in_thread(self._make_front)
-            front.service.phase = self._phase
-            front.listen(self._sock)
-            (client, ready), text_front = await asyncio.gather(engine, text)
+            # Not ``gather``: that would cancel them too when this is cancelled, and an engine must end undisturbed.
+            done, _ = await asyncio.wait((http, engine, text), return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
+            front, (client, ready), text_front = http.result(), engine.result(), text.result()
         finally:
-            await _cancelled(path, engine, text, begun)
+            await _cancelled(path, engine, text, http)
         phases = self._ledger.close(ready.phases)
         front.service.open(client, text_front, ready, phases)
         logger.info("Start-up: %s.", ", ".join(f"{name} {seconds:.2f} s" for name, seconds in phases.items()))
@@ -173,12 +172,22 @@ class Lifecycle:
 
         def work() -> TextFront:
             from quire.model.support import check_config
+
+            check_config(found)  # before all else is imported: what can't run is refused at once
             from quire.text.front import open_front
 
-            check_config(found)
             return open_front(self._engine_config, found, self._template)
 
         return await in_thread(work)
+
+    async def _open_front(self) -> HttpFront:
+        # Importing the front takes this process a while: the engine's should be on its way by then.
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._engine_begun.wait(), _HEAD_START_SECONDS)
+        front = self._front = await in_thread(self._make_front)
+        front.service.phase = self._phase
+        front.listen(self._sock)
+        return front
 
     def _make_front(self) -> HttpFront:
         from quire.server.auth import Keys

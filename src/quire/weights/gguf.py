@@ -281,6 +281,6 @@ class _Reader:
                 raise self.corrupt(f"tensor {name!r} has the unknown type {code}")
             raise CheckpointError(
                 f"{self.file} holds {GGUF_OTHER_TYPES[code]} tensors, which Quire does not read; "
-                "take a file in Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K, Q6_K, F16, BF16 or F32."
+                "take a file in Q2_K to Q6_K, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, IQ4_NL, IQ4_XS, F16, BF16 or F32."
             )
         return GGUF_TYPES[code], shape, offset

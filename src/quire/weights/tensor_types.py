@@ -37,20 +37,25 @@ TYPES: dict[str, TypeInfo] = {
     "Q5_0": TypeInfo(32, 22),
     "Q5_1": TypeInfo(32, 24),
     "Q8_0": TypeInfo(32, 34),
+    "Q2_K": TypeInfo(256, 84),
+    "Q3_K": TypeInfo(256, 110),
     "Q4_K": TypeInfo(256, 144),
     "Q5_K": TypeInfo(256, 176),
     "Q6_K": TypeInfo(256, 210),
+    "IQ4_NL": TypeInfo(32, 18),
+    "IQ4_XS": TypeInfo(256, 136),
 }
 
 GGUF_TYPES: dict[int, str] = {
-    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
-    24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16",
+    0: "F32", 1: "F16", 2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 10: "Q2_K", 11: "Q3_K", 12: "Q4_K",
+    13: "Q5_K", 14: "Q6_K", 20: "IQ4_NL", 23: "IQ4_XS", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64",
+    30: "BF16",
 }  # fmt: skip
 
 # Known to llama.cpp but not read here: named so that the message can say which.
 GGUF_OTHER_TYPES: dict[int, str] = {
-    9: "Q8_1", 10: "Q2_K", 11: "Q3_K", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S",
-    20: "IQ4_NL", 21: "IQ3_S", 22: "IQ2_S", 23: "IQ4_XS", 29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
+    9: "Q8_1", 15: "Q8_K", 16: "IQ2_XXS", 17: "IQ2_XS", 18: "IQ3_XXS", 19: "IQ1_S", 21: "IQ3_S", 22: "IQ2_S",
+    29: "IQ1_M", 34: "TQ1_0", 35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 
 

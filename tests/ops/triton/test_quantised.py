@@ -41,11 +41,18 @@ def ordered(bits: int = 4) -> GroupedInt:
     return replace(grouped(bits, 128, zero=True), order=torch.randperm(K))
 
 
-def super_blocks() -> GroupedInt:
-    q = torch.randint(0, 16, (N, K), dtype=torch.uint8)
-    small = torch.randint(1, 64, (2, N, K // 32), dtype=torch.uint8)
+def super_blocks(bits: int = 4, group: int = 32) -> GroupedInt:
+    q = torch.randint(0, 1 << bits, (N, K), dtype=torch.uint8)
+    small = torch.randint(1, 64, (2, N, K // group), dtype=torch.uint8)
     large = torch.rand(2, N, K // 256).half() * 2e-3
-    return GroupedInt(q, small[0], small[1], 4, 32, 0, None, large[0], -large[1])
+    return GroupedInt(q, small[0], small[1], bits, group, 0, None, large[0], -large[1])
+
+
+def iq4_xs() -> Codebook:
+    scale = torch.randint(-32, 32, (N, K // 32), dtype=torch.int8)
+    table = torch.randint(-127, 128, (16,)).float()
+    large = torch.rand(N, K // 256).half() * 1e-4
+    return Codebook(torch.randint(0, 16, (N, K), dtype=torch.uint8), table, scale, 32, large)
 
 
 def codebook(table: torch.Tensor, group: int, exponents: bool = False) -> Codebook:
@@ -75,6 +82,8 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "4 bits, order": ordered,
     "8 bits, order": lambda: ordered(8),
     "4 bits, super-blocks": super_blocks,
+    "2 bits, super-blocks": lambda: super_blocks(2, 16),
+    "3 bits, groups of 16": lambda: grouped(3, 16),
     "5 bits, minimums": lambda: grouped(5, 32, minimum=True),
     "6 bits, groups of 16": lambda: grouped(6, 16),
     "8 bits": lambda: grouped(8, 32),
@@ -83,6 +92,7 @@ LAYOUTS: dict[str, Callable[[], Layout]] = {
     "groups of 8": lambda: grouped(4, 8),
     "nf4": lambda: codebook(NF4, 64),
     "mxfp4": lambda: codebook(TABLE, 32, exponents=True),
+    "iq4_xs": iq4_xs,
     "int8": lambda: int8(None),
     "int8, rounded": lambda: int8(ActivationQuant("int8")),
     "int8, rounded with a zero": lambda: int8(ActivationQuant("int8", symmetric=False)),

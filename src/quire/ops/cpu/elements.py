@@ -112,6 +112,7 @@ def _codebook(layout: Codebook) -> Elements | Rounding:
         group,
         _spread(layout.scale, layout.group // group),
         scale_type=_E8M0 if layout.scale.dtype == torch.uint8 else None,
+        super_scale=None if layout.super_scale is None else layout.super_scale.contiguous(),
         table=layout.table.float().contiguous(),
     )
 

@@ -43,6 +43,12 @@ class PlanesWeight:
     def nbytes(self) -> int:
         return sum(plane.nbytes for plane in self.planes) + self.meta.nbytes + _nbytes(self.order)
 
+    @property
+    def block_bytes(self) -> int:
+        """Of a block of one output, as kernels load it: the planes' words, and scales and zeros for each word."""
+        words = sum(plane.itemsize for plane in self.planes) * 16
+        return words + self.meta.itemsize * (1 if self.group >= PLANES_BLOCK else 32 if self.group == 16 else 16)
+
     def plane(self, bits: int) -> torch.Tensor:
         """The plane of so many bits; any where there is none."""
         return next((p for p in self.planes if p.dtype is _WORDS[bits]), self.planes[0])

@@ -8,7 +8,7 @@ inputs keeps its own order. So products run on while the next block's weights wi
 
 from __future__ import annotations
 
-from dataclasses import replace
+import math
 from functools import cache
 from typing import Any
 
@@ -26,12 +26,23 @@ from quire.ops.triton.tiles import (
     leave_part,
     outputs_of,
     prefetch,
-    splits_for,
     store_outputs,
     sum_parts,
 )
 
-_MANY_OUTPUTS, _DEEP = 16384, 8192
+_PROCESSORS, _SHARED_BYTES = 132, 227 << 10  # of a Hopper GPU; shared memory is of each
+_TILES = (  # rows, outputs, warps
+    (16, 64, 4),
+    (16, 128, 4),
+    (32, 64, 4),
+    (32, 128, 4),
+    (64, 64, 4),
+    (64, 128, 4),
+    (128, 64, 4),
+    (128, 128, 4),
+    (256, 64, 4),
+    (256, 128, 8),
+)
 _DESCRIBED_ROWS = 64  # of a tile, from which on a descriptor's copies are faster than those of threads
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
@@ -410,7 +421,9 @@ def product(
     out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    t = tiles or plan_tiles(rows // count if experts else rows, n, k, weight, experts is not None, x.dtype.itemsize)
+    t = tiles or plan_tiles(
+        rows // count if experts else rows, n, k, weight.block_bytes, experts is not None, x.dtype.itemsize
+    )
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
@@ -498,38 +511,50 @@ def _arguments(weight: PlanesWeight, dtype: torch.dtype) -> tuple[tuple[torch.Te
     }
 
 
-def plan_tiles(rows: int, n: int, k: int, weight: PlanesWeight, grouped: bool = False, item: int = 2) -> Tiles:
-    """By shape alone, so that a row's result depends on nothing but the batch size (H100: benchmarks/results).
+@cache
+def plan_tiles(rows: int, n: int, k: int, weight_bytes: int, grouped: bool = False, item: int = 2) -> Tiles:
+    """By shape alone, so that a row's result depends on nothing but the batch size.
 
-    ``item``: bytes of an input.
+    The least time by a model of the H100, fitted to a sweep of an 8B model's products (1 to 512 rows, on average 2 %
+    from the best tiles; benchmarks/results/2026-11-26-h100-int4-tiles.json). ``weight_bytes``: of an output's weights
+    and scales in a block. ``item``: bytes of an input.
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
-    blocks, most = triton.cdiv(k, PLANES_BLOCK), 8
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
-    many, deep = n >= _MANY_OUTPUTS, k >= _DEEP
-    if rows <= 32:
-        block_m = 16 if rows <= 16 else 32
-        if many:
-            tiles, programs = Tiles(block_m, 64, 1, 4, 4), 900
-        elif deep:
-            tiles, programs, most = Tiles(block_m, 128, 1, 4, 5), 528, 16
-        else:
-            tiles, programs = Tiles(block_m, 64, 1, 4, 5), 800
-    elif rows <= 64:
-        if many:
-            tiles, programs = Tiles(64, 128, 1, 4, 4), 450
-        elif deep:
-            tiles, programs = Tiles(64, 128, 1, 8, 3), 264
-        else:
-            tiles, programs = Tiles(64, 64, 1, 4, 3), 400
-    else:
-        wide = weight.bits == 4 and weight.group >= 32 and weight.table is None  # or shared memory is short
-        if wide and 128 < rows <= 192:
-            tiles, programs = (Tiles(64, 256, 1, 8, 3), 132) if many else (Tiles(64, 128, 1, 4, 3), 400)
-        else:
-            tall = wide and (many or deep) and rows > 128 and not 256 < rows <= 384
-            tiles, programs = Tiles(256 if tall else 128, 128, 1, 8, 3), 132
-    each = triton.cdiv(rows, tiles.block_m) * triton.cdiv(n, tiles.block_n)
-    return replace(tiles, splits=splits_for(each, blocks, programs, most))
+    blocks, best, least = triton.cdiv(k, PLANES_BLOCK), None, math.inf
+    for block_m, block_n, warps in _TILES:
+        if block_m < min(rows, 64) or (block_m > 64 and rows <= block_m // 2) or rows > 8 * block_m:
+            continue
+        fit = 1 if warps == 8 else 2 if block_m * block_n >= 8192 else 4 if block_m == 64 else 6  # by their registers
+        tensor_ns = 0.035 * block_m * block_n + 1.1 * block_n + 0.78 * block_m  # a block, beside other programs
+        alone_ns = max(535 + 0.0385 * block_m * block_n, tensor_ns)
+        for splits in (1, 2, 4, 8, 16):
+            if blocks < 2 * splits:
+                break
+            each = triton.cdiv(triton.cdiv(rows, block_m) * triton.cdiv(n, block_n) * splits, _PROCESSORS)
+            stages = _stages(block_m, block_n, weight_bytes, min(each, fit))
+            if stages < 2:
+                continue
+            here = min(fit, _SHARED_BYTES // _shared_bytes(block_m, block_n, weight_bytes, stages))
+            waves, share = triton.cdiv(each, here), triton.cdiv(blocks, splits)
+            ns = share * max(each * tensor_ns, waves * max(alone_ns, tensor_ns * min(each, here))) + 957 * waves
+            ns += (595 + 0.0041 * rows * n * splits) if splits > 1 else 0
+            if ns < least:
+                best, least = Tiles(block_m, block_n, splits, warps, stages), ns
+    if best is None:
+        raise ValueError(f"no tile serves {rows} rows of {k} inputs")
+    return best
+
+
+def _shared_bytes(block_m: int, block_n: int, weight_bytes: int, stages: int) -> int:
+    return stages * block_m * PLANES_BLOCK * 2 + (stages - 1) * block_n * weight_bytes + 1024
+
+
+def _stages(block_m: int, block_n: int, weight_bytes: int, programs: int) -> int:
+    """As many as leave shared memory for so many programs, at most 6; or 2, or as many as one program can have."""
+    for stages in (6, 5, 4, 3, 2):
+        if max(1, programs) * _shared_bytes(block_m, block_n, weight_bytes, stages) <= _SHARED_BYTES:
+            return stages
+    return next((s for s in (3, 2) if _shared_bytes(block_m, block_n, weight_bytes, s) <= _SHARED_BYTES), 0)
