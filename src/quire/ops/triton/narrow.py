@@ -34,9 +34,11 @@ class PlanesWeight:
     base: float  # what is taken off that sum, where a constant is
     group: int
     planes: tuple[torch.Tensor, ...]
-    meta: torch.Tensor  # [groups, N]: pairs of (scale, zero or minimum) in the dtype of activations
+    # [groups, N, 1], or of groups smaller than a block [blocks, N, groups in one]: pairs of (scale, zero or minimum) in
+    # the dtype of activations, 16-bit ones as one int32 with the scale in its low half.
+    meta: torch.Tensor
     table: torch.Tensor | None = None  # [16] float32
-    table_bytes: torch.Tensor | None = None  # [8] int32: low bytes of the 16 entries in 16 bits, then the high ones
+    table_bytes: tuple[int, ...] | None = None  # 8 words: low bytes of the 16 entries in 16 bits, then the high ones
     order: torch.Tensor | None = None  # of inputs: [K], or [matrices, K] int32 of a stack
 
     @property
@@ -45,9 +47,9 @@ class PlanesWeight:
 
     @property
     def block_bytes(self) -> int:
-        """Of a block of one output, as kernels load it: the planes' words, and scales and zeros for each word."""
+        """Of a block of one output: the planes' words, and scales and zeros."""
         words = sum(plane.itemsize for plane in self.planes) * 16
-        return words + self.meta.itemsize * (1 if self.group >= PLANES_BLOCK else 32 if self.group == 16 else 16)
+        return words + self.meta.itemsize * max(1, PLANES_BLOCK // self.group)
 
     def plane(self, bits: int) -> torch.Tensor:
         """The plane of so many bits; any where there is none."""
@@ -160,7 +162,6 @@ def _grouped(layout: GroupedInt, dtype: torch.dtype) -> PlanesWeight | None:
     if group < MIN_GROUP or (layout.minimum is not None and isinstance(layout.zero, torch.Tensor)):
         return None
     magic = _MAGIC[dtype]
-    copies = layout.group // group
     base, kind = 0.0, ZERO.value
     if isinstance(layout.zero, torch.Tensor):
         second = layout.zero.float() + magic[1]
@@ -168,7 +169,7 @@ def _grouped(layout: GroupedInt, dtype: torch.dtype) -> PlanesWeight | None:
         base, kind = layout.zero + magic[1], MINIMUM.value
         second = torch.zeros_like(layout.scale) if layout.minimum is None else layout.minimum
     planes = _planes(layout.q, layout.bits)
-    meta = _meta(layout.scale, second, dtype, copies, _groups(k, group))
+    meta = _meta(layout.scale, second, dtype, k, group)
     return PlanesWeight((n, k), layout.bits, kind, magic, base, group, planes, meta, order=layout.order)
 
 
@@ -181,11 +182,11 @@ def _codebook(layout: Codebook, dtype: torch.dtype) -> PlanesWeight | None:
         return None
     planes = _planes(layout.q, 4)
     scale = layout.float_scale
-    meta = _meta(scale, torch.zeros_like(scale), dtype, layout.group // group, _groups(k, group))
+    meta = _meta(scale, torch.zeros_like(scale), dtype, k, group)
     table_bytes = None
     if dtype.itemsize == 2:
         halves = layout.table.to(dtype).view(torch.uint8).view(16, 2)
-        table_bytes = halves.T.contiguous().view(torch.int32).flatten()
+        table_bytes = tuple(word & 0xFFFFFFFF for word in halves.T.contiguous().view(torch.int32).flatten().tolist())
     table = layout.table.float()
     return PlanesWeight((n, k), 4, TABLE.value, _MAGIC[dtype], 0.0, group, planes, meta, table, table_bytes)
 
@@ -207,16 +208,15 @@ def _planes(q: torch.Tensor, bits: int) -> tuple[torch.Tensor, ...]:
     return tuple(planes)
 
 
-def _groups(k: int, group: int) -> int:
-    """Of all blocks of k inputs."""
-    return -(-(k + -k % PLANES_BLOCK) // group)
-
-
-def _meta(scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, copies: int, groups: int) -> torch.Tensor:
-    """``[groups, N]`` pairs: float32 as two numbers, 16-bit floats as one int32 with the scale in the low half."""
-    pairs = torch.stack((scale.float(), second.float()), dim=2).repeat_interleave(copies, dim=1)
-    pairs = torch.nn.functional.pad(pairs, (0, 0, 0, groups - pairs.shape[1])).transpose(0, 1).to(dtype).contiguous()
-    return pairs if dtype is torch.float32 else pairs.view(torch.int32).squeeze(2)
+def _meta(scale: torch.Tensor, second: torch.Tensor, dtype: torch.dtype, k: int, group: int) -> torch.Tensor:
+    """Of ``scale`` and ``second [N, K / layout's group]``, for groups of ``group`` inputs: ``PlanesWeight.meta``."""
+    n = len(scale)
+    here = max(1, PLANES_BLOCK // group)
+    groups = -(-(k + -k % PLANES_BLOCK) // group)
+    pairs = torch.stack((scale.float(), second.float()), dim=2).repeat_interleave(k // group // scale.shape[1], dim=1)
+    pairs = torch.nn.functional.pad(pairs, (0, 0, 0, groups - pairs.shape[1])).view(n, -1, here, 2).transpose(0, 1)
+    pairs = pairs.to(dtype).contiguous()
+    return pairs if dtype is torch.float32 else pairs.view(torch.int32).squeeze(3)
 
 
 def _grouped_octets(layout: GroupedInt) -> OctetsWeight | None:

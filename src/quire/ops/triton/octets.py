@@ -11,11 +11,13 @@ from dataclasses import replace
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
 from quire.ops.triton.tiles import (
+    DESCRIBED_ROWS,
     Experts,
     Tiles,
     expert_rows,
@@ -61,13 +63,14 @@ def _product(
     EVEN: tl.constexpr,  # K is a multiple of BLOCK_K
     EXPERTS: tl.constexpr,
     GATHER: tl.constexpr,
+    DESCRIBED: tl.constexpr,  # x_ptr is a tensor descriptor
     ACTIVATION: tl.constexpr,  # "": none
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    XTYPE: tl.constexpr = x_ptr.dtype.element_ty
+    XTYPE: tl.constexpr = x_ptr.dtype if DESCRIBED else x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int8 == XTYPE
     # Weights that widen are operands in registers. Triton 3.6 reads sums too early where such products go on summing
     # (H100, int8, 128 rows, three stages: now and then a block of 8 x 8 is wrong), so each block is scaled and added.
@@ -87,32 +90,32 @@ def _product(
         for ahead in tl.static_range(4):
             prefetch(q_ptr + tl.where(real, n, 0).to(tl.int64) * K + tl.minimum(begin + ahead * 128, K - 1))
     inputs_ready(PDL)
-    row = tile * BLOCK_M + tl.arange(0, BLOCK_M)
+    first = tile * BLOCK_M
     last = rows
     expert = 0
     if EXPERTS:
         expert, first, last = expert_rows(tile, offsets_ptr, experts, BLOCK_M)
         if first >= last:
             return
-        row = first + tl.arange(0, BLOCK_M)
+    row = first + tl.arange(0, BLOCK_M)
     here = row < last
     source = row
     if GATHER:
         source = tl.load(rows_ptr + row, mask=here, other=0)
     place = expert * N + n
     w_rows = q_ptr + tl.where(real, place, 0).to(tl.int64)[:, None] * K + k[None, :]
-    x_rows = x_ptr + source.to(tl.int64)[:, None] * K + k[None, :]
+    if not DESCRIBED:
+        x_rows = x_ptr + source.to(tl.int64)[:, None] * K + k[None, :]
     acc = tl.zeros([BLOCK_N, BLOCK_M], tl.int32 if INTEGER and CHAIN else tl.float32)
     if GROUP == 0:
         whole_scale = tl.load(scale_ptr + place, mask=real, other=0.0)[:, None]
     for at in tl.range(begin, end, BLOCK_K):
-        if EVEN:
-            w = tl.load(w_rows + at)
-            x = tl.load(x_rows + at, mask=here[:, None], other=0.0)
+        inside = (at + k < K)[None, :]
+        w = tl.load(w_rows + at) if EVEN else tl.load(w_rows + at, mask=inside, other=0.0)
+        if DESCRIBED:
+            x = x_ptr.load([first, at])
         else:
-            inside = (at + k < K)[None, :]
-            w = tl.load(w_rows + at, mask=inside, other=0.0)
-            x = tl.load(x_rows + at, mask=here[:, None] & inside, other=0.0)
+            x = tl.load(x_rows + at, mask=here[:, None] if EVEN else here[:, None] & inside, other=0.0)
         wide = w.to(XTYPE)
         if CHAIN:
             if INTEGER:
@@ -229,7 +232,7 @@ def rounded(x: torch.Tensor, how: ActivationQuant) -> tuple[torch.Tensor, torch.
         SYMMETRIC=how.symmetric,
         BLOCK=block,
         DEVICE=x.device.type == "cuda",
-        num_warps=max(1, min(16, block // 512)),
+        num_warps=max(1, min(32, block // 512)),
     )
     return q, scale, zero
 
@@ -271,10 +274,12 @@ def product(
         if whole > 0 and whole % block_k:
             block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
+    gather = experts is not None and experts.rows is not None
+    described = t.block_m >= DESCRIBED_ROWS and not gather and k * x.itemsize % 16 == 0
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
-        x,
+        TensorDescriptor.from_tensor(x, [t.block_m, block_k]) if described else x,
         weight.q,
         weight.scale,
         weight.scale if weight.offset is None else weight.offset,
@@ -301,7 +306,8 @@ def product(
         SPLIT=t.splits > 1,
         EVEN=k % block_k == 0,
         EXPERTS=experts is not None,
-        GATHER=experts is not None and experts.rows is not None,
+        GATHER=gather,
+        DESCRIBED=described,
         ACTIVATION=activation or "",
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
@@ -394,6 +400,9 @@ def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> T
             if block_m == 16:
                 return Tiles(16, 64, splits_for(1, k // 512, 4), 4, 4)
             return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3)
+        if block_m == 16:
+            splits = splits_for(triton.cdiv(n, 64), k // 512, 100 if k <= 8192 else 264)
+            return Tiles(16, 64, splits, 4, 6 if splits == 1 else 4, block_k=256)
         return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3, block_k=256)
     m_tiles = triton.cdiv(rows, 128)
     return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 512, 132), 8, 3)

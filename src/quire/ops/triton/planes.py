@@ -20,6 +20,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
 from quire.ops.triton.tiles import (
+    DESCRIBED_ROWS,
     Experts,
     Tiles,
     expert_rows,
@@ -43,7 +44,6 @@ _TILES = (  # rows, outputs, warps
     (256, 64, 4),
     (256, 128, 8),
 )
-_DESCRIBED_ROWS = 64  # of a tile, from which on a descriptor's copies are faster than those of threads
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
 _PAIRS = ",".join(["=h"] * 8)
@@ -76,9 +76,8 @@ def _widen(kind: int, dtype: torch.dtype, base: float) -> tuple[str, str]:
 
 
 @cache
-def _look_up(dtype: torch.dtype) -> tuple[str, str]:
-    """PTX and its registers: as ``_widen``, but fields are entries of a table, whose bytes come in $13 to $20: those of
-    low bytes, then those of high ones.
+def _look_up(dtype: torch.dtype, table: tuple[int, ...]) -> tuple[str, str]:
+    """PTX and its registers: as ``_widen``, but fields are entries of a ``PlanesWeight.table_bytes``.
 
     A ``prmt`` looks up four fields in half of a table of bytes, by three bits of each; the fourth chooses the half.
     """
@@ -90,7 +89,7 @@ def _look_up(dtype: torch.dtype) -> tuple[str, str]:
         lines.append("shr.u32 choice, word, 1;")
         lines.append("lop3.b32 choice, choice, 0x4444, 0x3210, 0xEA;")
         for byte, target in enumerate("lh"):
-            t = [f"${13 + 4 * byte + i}" for i in range(4)]
+            t = [f"0x{word:08X}" for word in table[4 * byte : 4 * byte + 4]]
             lines.append(f"prmt.b32 a, {t[0]}, {t[1]}, low;")
             lines.append(f"prmt.b32 b, {t[2]}, {t[3]}, low;")
             lines.append(f"prmt.b32 {target}, a, b, choice;")
@@ -101,7 +100,7 @@ def _look_up(dtype: torch.dtype) -> tuple[str, str]:
         lines.append(f"prmt.b32 a, p{pair // 2}, q{pair // 2}, 0x{'7632' if pair % 2 else '5410'};")
         lines.append(f"mul.rn.{pairs} a, a, {scale};")
         lines.append(f"mov.b32 {{${pair}, ${pair + 4}}}, a;")
-    return "\n".join([*lines, "}"]), _PAIRS + ",r" * 13
+    return "\n".join([*lines, "}"]), _PAIRS + ",r,r,r,r,r"
 
 
 @triton.jit
@@ -136,6 +135,31 @@ def _twice(meta_ptr, at):
     """Scale and zero (or minimum) in one group, each twice in a register."""
     both = tl.load(meta_ptr + at)
     return (both & 0xFFFF) * 0x10001, ((both >> 16) & 0xFFFF) * 0x10001
+
+
+@triton.jit
+def _of_words(groups, GROUP: tl.constexpr):
+    """What ``groups [N, BLOCK / GROUP]`` say, for each word of a block: of its first four fields, and of the others.
+
+    A word's fields belong to 32 inputs in a row: the first four of them to the first 16, in pairs.
+    """
+    if GROUP >= BLOCK:
+        first = groups
+        rest = groups
+    elif GROUP == 16:
+        first, rest = tl.split(groups.reshape(groups.shape[0], 4, 2))
+        first = _repeat(first)
+        rest = _repeat(rest)
+    else:
+        first = _repeat(groups)
+        rest = first
+    return first, rest
+
+
+@triton.jit
+def _repeat(groups):
+    shape: tl.constexpr = (groups.shape[0], groups.shape[1], WORDS // groups.shape[1])
+    return tl.broadcast_to(groups[:, :, None], shape).reshape(groups.shape[0], WORDS)
 
 
 @triton.jit
@@ -188,22 +212,15 @@ def _block(
     plane4 = tl.load(plane4_ptr + words) if BITS >= 4 else 0
     plane2 = tl.load(plane2_ptr + words) if BITS == 2 or BITS == 3 or BITS == 6 else 0
     plane1 = tl.load(plane1_ptr + words) if BITS == 3 or BITS == 5 else 0
-    # A word's fields belong to 32 inputs in a row: the first four of them to the first 16, in pairs.
     if GROUP >= BLOCK:
         metas = (at + STORED * (block * BLOCK // GROUP))[:, None]
     else:
-        metas = ((j // 4 * 32 + block * BLOCK) // GROUP)[None, :] * STORED + at[:, None]
-    others = metas + STORED if GROUP == 16 else metas
+        metas = (block * STORED + at)[:, None] * (BLOCK // GROUP) + tl.arange(0, BLOCK // GROUP)[None, :]
     if CODE != "":
         scale, second = _twice(meta_ptr, metas)
-        scale2, second2 = _twice(meta_ptr, others)
+        scale, scale2 = _of_words(scale, GROUP)
+        second, second2 = _of_words(second, GROUP)
         args = [plane4, scale, second, scale2, second2]
-        if KIND == TABLE:
-            t0, t1 = tl.load(table_ptr), tl.load(table_ptr + 1)
-            t2, t3 = tl.load(table_ptr + 2), tl.load(table_ptr + 3)
-            t4, t5 = tl.load(table_ptr + 4), tl.load(table_ptr + 5)
-            t6, t7 = tl.load(table_ptr + 6), tl.load(table_ptr + 7)
-            args = [plane4, scale, second, scale2, second2, t0, t1, t2, t3, t4, t5, t6, t7]
         if tl.bfloat16 == DTYPE:
             eight = tl.inline_asm_elementwise(CODE, REGISTERS, args, (tl.bfloat16,) * 8, True, 1)
         else:
@@ -211,7 +228,8 @@ def _block(
         w0, w1, w2, w3, w4, w5, w6, w7 = eight
     else:
         scale, second = _pair(meta_ptr, metas, DTYPE)
-        scale2, second2 = _pair(meta_ptr, others, DTYPE)
+        scale, scale2 = _of_words(scale, GROUP)
+        second, second2 = _of_words(second, GROUP)
         w0 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 0, BITS, KIND, MAGIC, BASE, DTYPE)
         w1 = _weight(plane4, plane2, plane1, scale, second, table_ptr, 1, BITS, KIND, MAGIC, BASE, DTYPE)
         w2 = _weight(plane4, plane2, plane1, scale2, second2, table_ptr, 2, BITS, KIND, MAGIC, BASE, DTYPE)
@@ -421,14 +439,14 @@ def product(
     out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    t = tiles or plan_tiles(
-        rows // count if experts else rows, n, k, weight.block_bytes, experts is not None, x.dtype.itemsize
-    )
+    plain = weight.bits == 4 and weight.table is None
+    each = rows // count if experts else rows
+    t = tiles or plan_tiles(each, n, k, weight.block_bytes, plain, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
     gather = experts is not None and experts.rows is not None
-    described = t.block_m >= _DESCRIBED_ROWS and not gather
+    described = t.block_m >= DESCRIBED_ROWS and not gather
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -494,11 +512,12 @@ def expand(
 
 def _arguments(weight: PlanesWeight, dtype: torch.dtype) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     """What both kernels are told of a weight: its tensors, in order, and constants."""
-    code, registers, table = "", "", weight.table
+    code, registers = "", ""
     if weight.bits == 4 and weight.meta.device.type == "cuda" and dtype.itemsize == 2:
         table = weight.table_bytes
-        code, registers = _widen(weight.kind, dtype, weight.base) if table is None else _look_up(dtype)
-    tensors = (weight.plane(4), weight.plane(2), weight.plane(1), weight.meta, weight.meta if table is None else table)
+        code, registers = _widen(weight.kind, dtype, weight.base) if table is None else _look_up(dtype, table)
+    any_table = weight.meta if weight.table is None else weight.table
+    tensors = (weight.plane(4), weight.plane(2), weight.plane(1), weight.meta, any_table)
     return tensors, {
         "BITS": weight.bits,
         "KIND": weight.kind,
@@ -512,23 +531,27 @@ def _arguments(weight: PlanesWeight, dtype: torch.dtype) -> tuple[tuple[torch.Te
 
 
 @cache
-def plan_tiles(rows: int, n: int, k: int, weight_bytes: int, grouped: bool = False, item: int = 2) -> Tiles:
+def plan_tiles(
+    rows: int, n: int, k: int, weight_bytes: int, plain: bool = True, grouped: bool = False, item: int = 2
+) -> Tiles:
     """By shape alone, so that a row's result depends on nothing but the batch size.
 
     The least time by a model of the H100, fitted to a sweep of an 8B model's products (1 to 512 rows, on average 2 %
     from the best tiles; benchmarks/results/2026-11-26-h100-int4-tiles.json). ``weight_bytes``: of an output's weights
-    and scales in a block. ``item``: bytes of an input.
+    and scales in a block. ``plain``: of 4 bits without a table, which widen with fewest instructions. ``item``:
+    bytes of an input.
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
     blocks, best, least = triton.cdiv(k, PLANES_BLOCK), None, math.inf
+    widen_ns = 1.1 if plain else 2.8  # an output's weights
     for block_m, block_n, warps in _TILES:
         if block_m < min(rows, 64) or (block_m > 64 and rows <= block_m // 2) or rows > 8 * block_m:
             continue
         fit = 1 if warps == 8 else 2 if block_m * block_n >= 8192 else 4 if block_m == 64 else 6  # by their registers
-        tensor_ns = 0.035 * block_m * block_n + 1.1 * block_n + 0.78 * block_m  # a block, beside other programs
+        tensor_ns = 0.035 * block_m * block_n + widen_ns * block_n + 0.78 * block_m  # a block, beside other programs
         alone_ns = max(535 + 0.0385 * block_m * block_n, tensor_ns)
         for splits in (1, 2, 4, 8, 16):
             if blocks < 2 * splits:

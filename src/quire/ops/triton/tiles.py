@@ -11,6 +11,8 @@ import triton.language as tl
 from quire.ops.triton.elementwise import gate_up
 from quire.ops.triton.search import owner_of
 
+DESCRIBED_ROWS = 64  # of a tile, from which on inputs come faster by a tensor descriptor than by threads' copies
+
 
 @dataclass(frozen=True)
 class Tiles:
