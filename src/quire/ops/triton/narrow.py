@@ -46,6 +46,11 @@ class PlanesWeight:
         return sum(plane.nbytes for plane in self.planes) + self.meta.nbytes + _nbytes(self.order)
 
     @property
+    def plain(self) -> bool:
+        """Of 4 bits without a table: weights that widen with fewest instructions."""
+        return self.bits == 4 and self.table is None
+
+    @property
     def block_bytes(self) -> int:
         """Of a block of one output: the planes' words, and scales and zeros."""
         words = sum(plane.itemsize for plane in self.planes) * 16

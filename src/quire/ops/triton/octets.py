@@ -393,16 +393,17 @@ def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> T
     """
     if grouped:  # there are programs enough
         return replace(plan_tiles(rows, n, k, item), splits=1)
-    if rows <= 64:
-        block_m = max(16, triton.next_power_of_2(rows))
-        splits = splits_for(triton.cdiv(n, 64), k // 512, 132 if k <= 8192 else 264)
-        if item > 1:  # weights that widen take registers, and inputs more room
-            if block_m == 16:
-                return Tiles(16, 64, splits_for(1, k // 512, 4), 4, 4)
-            return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3)
-        if block_m == 16:
-            splits = splits_for(triton.cdiv(n, 64), k // 512, 100 if k <= 8192 else 264)
-            return Tiles(16, 64, splits, 4, 6 if splits == 1 else 4, block_k=256)
-        return Tiles(block_m, 64, splits, 4, 4 if block_m < 64 else 3, block_k=256)
-    m_tiles = triton.cdiv(rows, 128)
-    return Tiles(128, 128, splits_for(m_tiles * triton.cdiv(n, 128), k // 512, 132), 8, 3)
+    if item > 2:  # for exactness, not speed
+        return Tiles(16 if rows <= 16 else 64, 64, 1, 4, 2)
+    block_m = min(128, max(16, triton.next_power_of_2(rows)))
+    each, blocks = triton.cdiv(rows, block_m) * triton.cdiv(n, 64), k // 512
+    if item == 2:  # weights widen
+        splits = splits_for(each, blocks, 800 if rows <= 32 else 390)
+        return Tiles(block_m, 64, splits, 4, 4 if rows <= 32 or (block_m == 64 and each * splits <= 264) else 3)
+    if rows > 64 and each > 390:
+        return Tiles(block_m, 128, 1, 4, 3)
+    splits = splits_for(each, blocks, 100 if k <= 8192 or rows > 64 else 264)
+    if block_m == 16:
+        return Tiles(16, 64, splits, 4, 6 if splits == 1 else 4, block_k=256)
+    alone = each * splits <= 132  # on its processor
+    return Tiles(block_m, 64, splits, 4, 4 if alone or rows > 64 else 3, block_k=256 if alone or rows <= 64 else 128)

@@ -439,9 +439,8 @@ def product(
     out = torch.empty(rows, n // 2 if activation else n, dtype=x.dtype, device=x.device)
     if rows == 0:
         return out
-    plain = weight.bits == 4 and weight.table is None
     each = rows // count if experts else rows
-    t = tiles or plan_tiles(each, n, k, weight.block_bytes, plain, experts is not None, x.dtype.itemsize)
+    t = tiles or plan_tiles(each, n, k, weight.block_bytes, weight.plain, experts is not None, x.dtype.itemsize)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)

@@ -10,10 +10,12 @@ from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
 from quire.ops.triton.tiles import Experts
 
-# From so many rows on it is faster to expand the weights for cuBLAS (H100, 4 bits, all products of an 8B model's layer:
-# 237 us to 415 at 256 rows), and so it is from fewer on where codes go through a table, or numbers have 8 bits.
-EXPAND_ROWS, EXPAND_TABLE_ROWS, EXPAND_OCTETS_ROWS = 512, 192, 384
-SCALED_MM_ROWS = 128  # from here on torch's product of 8-bit floats is faster (256 rows: 124 us to 146)
+# From so many rows on it is faster to expand the weights for cuBLAS (H100, all products of an 8B model's layer: 639 us
+# to 657 with 768 rows of 4 bits), and from fewer on where weights widen with more instructions than plain 4 bits.
+EXPAND_ROWS, EXPAND_OTHERS_ROWS = 1024, 512
+SCALED_MM_ROWS = (
+    257  # from here on torch's product of 8-bit floats is faster (256 rows: 154 us to 144; 384: 190 to 202)
+)
 
 
 def linear(
@@ -28,12 +30,12 @@ def linear(
         x = x.index_select(1, weight.order)
     rows = x.shape[0]
     if isinstance(weight, PlanesWeight):
-        if rows >= (EXPAND_ROWS if weight.table is None else EXPAND_TABLE_ROWS):
+        if rows >= (EXPAND_ROWS if weight.plain else EXPAND_OTHERS_ROWS):
             return wide_linear(x, planes.expand(weight, x.dtype), bias, activation)
         return planes.product(x, weight, bias, counters, activation=activation)
     if weight.activation is not None:
         return _rounded(x, weight, weight.activation, bias, counters, activation)
-    if rows >= EXPAND_OCTETS_ROWS:
+    if rows >= EXPAND_OTHERS_ROWS:
         return wide_linear(x, octets.expand(weight, x.dtype), bias, activation)
     return octets.product(x, weight, bias, counters, x.dtype, activation=activation)
 
