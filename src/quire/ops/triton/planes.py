@@ -544,14 +544,18 @@ def plan_tiles(
         return Tiles(16, 64, 1, 4, 2)
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
-    blocks, best, least = triton.cdiv(k, PLANES_BLOCK), None, math.inf
-    widen_ns = 1.1 if plain else 2.8  # an output's weights
+    blocks, best, least = triton.cdiv(k, PLANES_BLOCK), Tiles(128, 64, 1, 4, 2), math.inf
+    widen_ns, first_ns = (
+        (1.1, 535) if plain else (6, 1500)
+    )  # an output's weights, beside other programs' products; alone
     for block_m, block_n, warps in _TILES:
-        if block_m < min(rows, 64) or (block_m > 64 and rows <= block_m // 2) or rows > 8 * block_m:
+        if block_m < min(rows, 64 if rows <= 512 else 128) or (block_m > 64 and rows <= block_m // 2):
+            continue
+        if not plain and block_n > 64:  # too many registers
             continue
         fit = 1 if warps == 8 else 2 if block_m * block_n >= 8192 else 4 if block_m == 64 else 6  # by their registers
         tensor_ns = 0.035 * block_m * block_n + widen_ns * block_n + 0.78 * block_m  # a block, beside other programs
-        alone_ns = max(535 + 0.0385 * block_m * block_n, tensor_ns)
+        alone_ns = max(first_ns + 0.0385 * block_m * block_n, tensor_ns)
         for splits in (1, 2, 4, 8, 16):
             if blocks < 2 * splits:
                 break
@@ -565,8 +569,6 @@ def plan_tiles(
             ns += (595 + 0.0041 * rows * n * splits) if splits > 1 else 0
             if ns < least:
                 best, least = Tiles(block_m, block_n, splits, warps, stages), ns
-    if best is None:
-        raise ValueError(f"no tile serves {rows} rows of {k} inputs")
     return best
 
 
