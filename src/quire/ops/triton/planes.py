@@ -556,10 +556,11 @@ def plan_tiles(
         fit = 1 if warps == 8 else 2 if block_m * block_n >= 8192 else 4 if block_m == 64 else 6  # by their registers
         tensor_ns = 0.035 * block_m * block_n + widen_ns * block_n + 0.78 * block_m  # a block, beside other programs
         alone_ns = max(first_ns + 0.0385 * block_m * block_n, tensor_ns)
+        programs = triton.cdiv(rows, block_m) * triton.cdiv(n, block_n)
         for splits in (1, 2, 4, 8, 16):
-            if blocks < 2 * splits:
+            if splits > 1 and blocks < splits * (4 if programs * splits > _PROCESSORS else 2):
                 break
-            each = triton.cdiv(triton.cdiv(rows, block_m) * triton.cdiv(n, block_n) * splits, _PROCESSORS)
+            each = triton.cdiv(programs * splits, _PROCESSORS)
             stages = _stages(block_m, block_n, weight_bytes, min(each, fit))
             if stages < 2:
                 continue
