@@ -545,9 +545,7 @@ def plan_tiles(
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
     blocks, best, least = triton.cdiv(k, PLANES_BLOCK), Tiles(128, 64, 1, 4, 2), math.inf
-    widen_ns, first_ns = (
-        (1.1, 535) if plain else (6, 1500)
-    )  # an output's weights, beside other programs' products; alone
+    widen_ns, first_ns = (1.1, 535) if plain else (6, 1500)  # of an output, beside other programs; of a block alone
     for block_m, block_n, warps in _TILES:
         if block_m < min(rows, 64 if rows <= 512 else 128) or (block_m > 64 and rows <= block_m // 2):
             continue
