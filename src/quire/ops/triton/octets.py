@@ -21,6 +21,7 @@ from quire.ops.triton.tiles import (
     Experts,
     Tiles,
     expert_rows,
+    first_row,
     leave_part,
     outputs_of,
     prefetch,
@@ -90,7 +91,7 @@ def _product(
         for ahead in tl.static_range(4):
             prefetch(q_ptr + tl.where(real, n, 0).to(tl.int64) * K + tl.minimum(begin + ahead * 128, K - 1))
     inputs_ready(PDL)
-    first = tile * BLOCK_M
+    first = first_row(tile, rows, BLOCK_M, DESCRIBED)
     last = rows
     expert = 0
     if EXPERTS:
@@ -275,7 +276,7 @@ def product(
             block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     gather = experts is not None and experts.rows is not None
-    described = t.block_m >= DESCRIBED_ROWS and not gather and k * x.itemsize % 16 == 0
+    described = DESCRIBED_ROWS <= t.block_m <= rows and not gather and k * x.itemsize % 16 == 0
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -395,7 +396,7 @@ def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> T
         return replace(plan_tiles(rows, n, k, item), splits=1)
     if item > 2:  # for exactness, not speed
         return Tiles(16 if rows <= 16 else 64, 64, 1, 4, 2)
-    block_m = min(128, max(16, triton.next_power_of_2(rows)))
+    block_m = 128 if rows >= 128 else 64 if rows > 32 else 32 if rows > 16 else 16
     each, blocks = triton.cdiv(rows, block_m) * triton.cdiv(n, 64), k // 512
     if item == 2:  # weights widen
         splits = splits_for(each, blocks, 800 if rows <= 32 else 390)
@@ -406,4 +407,5 @@ def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> T
     if block_m == 16:
         return Tiles(16, 64, splits, 4, 6 if splits == 1 else 4, block_k=256)
     alone = each * splits <= 132  # on its processor
-    return Tiles(block_m, 64, splits, 4, 4 if alone or rows > 64 else 3, block_k=256 if alone or rows <= 64 else 128)
+    deep = alone or block_m <= 64
+    return Tiles(block_m, 64, splits, 4, 3 if block_m == 64 and not alone else 4, block_k=256 if deep else 128)

@@ -24,6 +24,7 @@ from quire.ops.triton.tiles import (
     Experts,
     Tiles,
     expert_rows,
+    first_row,
     leave_part,
     outputs_of,
     prefetch,
@@ -300,7 +301,7 @@ def _product(
             place = (block * STORED + tl.where(real, n, 0).to(tl.int64)) * WORDS
             prefetch((plane4_ptr if BITS >= 4 else plane2_ptr) + place)
     inputs_ready(PDL)
-    first = tile * BLOCK_M
+    first = first_row(tile, rows, BLOCK_M, DESCRIBED)
     last = rows
     expert = 0
     if EXPERTS:
@@ -445,7 +446,7 @@ def product(
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
     gather = experts is not None and experts.rows is not None
-    described = t.block_m >= DESCRIBED_ROWS and not gather
+    described = DESCRIBED_ROWS <= t.block_m <= rows and not gather
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -547,7 +548,7 @@ def plan_tiles(
     blocks, best, least = triton.cdiv(k, PLANES_BLOCK), Tiles(128, 64, 1, 4, 2), math.inf
     widen_ns, first_ns = (1.1, 535) if plain else (6, 1500)  # of an output, beside other programs; of a block alone
     for block_m, block_n, warps in _TILES:
-        if block_m < min(rows, 64 if rows <= 512 else 128) or (block_m > 64 and rows <= block_m // 2):
+        if block_m < min(rows, 64 if rows <= 512 else 128) or block_m > max(rows, 64):
             continue
         if not plain and block_n > 64:  # too many registers
             continue
