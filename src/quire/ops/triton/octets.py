@@ -276,7 +276,7 @@ def product(
             block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     gather = experts is not None and experts.rows is not None
-    described = DESCRIBED_ROWS <= t.block_m <= rows and not gather and k * x.itemsize % 16 == 0
+    described = t.block_m >= DESCRIBED_ROWS and not gather and k * x.itemsize % 16 == 0
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -396,7 +396,7 @@ def plan_tiles(rows: int, n: int, k: int, item: int, grouped: bool = False) -> T
         return replace(plan_tiles(rows, n, k, item), splits=1)
     if item > 2:  # for exactness, not speed
         return Tiles(16 if rows <= 16 else 64, 64, 1, 4, 2)
-    block_m = 128 if rows >= 128 else 64 if rows > 32 else 32 if rows > 16 else 16
+    block_m = 128 if rows >= 96 else 64 if rows > 32 else 32 if rows > 16 else 16
     each, blocks = triton.cdiv(rows, block_m) * triton.cdiv(n, 64), k // 512
     if item == 2:  # weights widen
         splits = splits_for(each, blocks, 800 if rows <= 32 else 390)

@@ -446,7 +446,7 @@ def product(
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
     gather = experts is not None and experts.rows is not None
-    described = DESCRIBED_ROWS <= t.block_m <= rows and not gather
+    described = t.block_m >= DESCRIBED_ROWS and not gather
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
@@ -548,7 +548,7 @@ def plan_tiles(
     blocks, best, least = triton.cdiv(k, PLANES_BLOCK), Tiles(128, 64, 1, 4, 2), math.inf
     widen_ns, first_ns = (1.1, 535) if plain else (6, 1500)  # of an output, beside other programs; of a block alone
     for block_m, block_n, warps in _TILES:
-        if block_m < min(rows, 64 if rows <= 512 else 128) or block_m > max(rows, 64):
+        if block_m < min(rows, 64 if rows <= 512 else 128) or block_m > max(rows + 32, 64):
             continue
         if not plain and block_n > 64:  # too many registers
             continue

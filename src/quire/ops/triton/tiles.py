@@ -45,9 +45,9 @@ def outputs_of(block, N, BLOCK_N: tl.constexpr, GATED: tl.constexpr):
 
 @triton.jit
 def first_row(tile, rows, BLOCK_M: tl.constexpr, DESCRIBED: tl.constexpr):
-    """Of a tile. By a descriptor the last tile begins early enough to be full, and does rows of the one before again:
-    boxes that reach beyond a tensor are slow (H100, 8-bit floats: 8.0 ms a step of 160 rows, 6.4 of 256)."""
-    return tl.minimum(tile * BLOCK_M, rows - BLOCK_M) if DESCRIBED else tile * BLOCK_M
+    """Of a tile. By a descriptor the last of several tiles begins early enough to be full, and does rows of the one
+    before again: rows beyond a tensor take long to come (H100, 8-bit floats: 8.0 ms a step of 160 rows, 6.4 of 256)."""
+    return tl.minimum(tile * BLOCK_M, tl.maximum(rows - BLOCK_M, 0)) if DESCRIBED else tile * BLOCK_M
 
 
 @triton.jit
