@@ -25,6 +25,7 @@ from quire.ops.triton.tiles import (
     leave_part,
     outputs_of,
     prefetch,
+    settled,
     splits_for,
     store_outputs,
     sum_parts,
@@ -32,6 +33,38 @@ from quire.ops.triton.tiles import (
 
 _FP8_MAX = tl.constexpr(448.0)
 _ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
+
+
+# Four integers of 8 bits in a register, to four floats: bytes q + 128 are the low bits of 2^23 + 128 + q.
+_INTEGERS = tl.constexpr(
+    "{ .reg .b32 t; xor.b32 t, $4, 0x80808080;"
+    + "".join(f"prmt.b32 ${i}, t, 0x4B000000, 0x{0x7540 + i:X}; sub.rn.f32 ${i}, ${i}, 0f4B000080;" for i in range(4))
+    + "}"
+)
+
+
+@triton.jit
+def _exact(w, DTYPE: tl.constexpr, DEVICE: tl.constexpr):
+    if DEVICE and w.dtype == tl.int8:  # the conversion instruction is slow
+        floats = tl.inline_asm_elementwise(_INTEGERS, "=f,=f,=f,=f,r", [w], tl.float32, True, 4).to(DTYPE)
+    else:
+        floats = w.to(DTYPE)
+    return floats
+
+
+@triton.jit
+def _of_groups(ptr, at, place, real, STORED, K, GROUP: tl.constexpr, BLOCK_K: tl.constexpr):
+    """What each weight of a block has from its group: ``[N, 1]`` or ``[N, BLOCK_K]``."""
+    if GROUP >= BLOCK_K:
+        values = tl.load(ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)[:, None]
+    else:
+        COUNT: tl.constexpr = BLOCK_K // GROUP
+        group = at // GROUP + tl.arange(0, COUNT)
+        mask = real[:, None] & (group * GROUP < K)[None, :]
+        values = tl.load(ptr + group[None, :] * STORED + place[:, None], mask=mask, other=0.0)
+        shape: tl.constexpr = (values.shape[0], COUNT, GROUP)
+        values = tl.broadcast_to(values[:, :, None], shape).reshape(values.shape[0], BLOCK_K)
+    return values
 
 
 @triton.jit(do_not_specialize=["rows", "splits", "experts"])
@@ -69,14 +102,13 @@ def _product(
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    DEVICE: tl.constexpr,
     PDL: tl.constexpr,
 ):
     XTYPE: tl.constexpr = x_ptr.dtype if DESCRIBED else x_ptr.dtype.element_ty
     INTEGER: tl.constexpr = tl.int8 == XTYPE
-    # Weights that widen are operands in registers. Triton 3.6 reads sums too early where such products go on summing
-    # (H100, int8, 128 rows, three stages: now and then a block of 8 x 8 is wrong), so each block is scaled and added.
     WIDENS: tl.constexpr = q_ptr.dtype.element_ty != XTYPE
-    CHAIN: tl.constexpr = GROUP == 0 and X_GROUP <= 0 and not WIDENS
+    CHAIN: tl.constexpr = WIDENS or (GROUP == 0 and X_GROUP <= 0)
     tile = tl.program_id(0)
     n, real = outputs_of(tl.program_id(1), N, BLOCK_N, ACTIVATION != "")
     split = tl.program_id(2)
@@ -117,27 +149,30 @@ def _product(
             x = x_ptr.load([first, at])
         else:
             x = tl.load(x_rows + at, mask=here[:, None] if EVEN else here[:, None] & inside, other=0.0)
-        wide = w.to(XTYPE)
-        if CHAIN:
+        if WIDENS:
+            exact = _exact(w, XTYPE if GROUP == 0 else tl.float32, DEVICE)
+            if GROUP > 0:
+                exact *= _of_groups(scale_ptr, at, place, real, STORED, K, GROUP, BLOCK_K)
+            if HAS_OFFSET:
+                exact += _of_groups(offset_ptr, at, place, real, STORED, K, GROUP, BLOCK_K)
+            acc = tl.dot(exact.to(XTYPE), tl.trans(x), acc, input_precision="ieee")
+            if DEVICE:
+                acc = settled(acc)
+        elif CHAIN:
             if INTEGER:
-                acc = tl.dot(wide, tl.trans(x), acc, out_dtype=tl.int32)
+                acc = tl.dot(w, tl.trans(x), acc, out_dtype=tl.int32)
             else:
-                acc = tl.dot(wide, tl.trans(x), acc, input_precision="ieee")
+                acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
         else:
             if INTEGER:
-                part = tl.dot(wide, tl.trans(x), out_dtype=tl.int32).to(tl.float32)
+                part = tl.dot(w, tl.trans(x), out_dtype=tl.int32).to(tl.float32)
             else:
-                part = tl.dot(wide, tl.trans(x), input_precision="ieee")
+                part = tl.dot(w, tl.trans(x), input_precision="ieee")
             if GROUP > 0:
                 part *= tl.load(scale_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)[:, None]
-            elif WIDENS:
-                part *= whole_scale
             if X_GROUP > 0:
                 x_scale = tl.load(x_scale_ptr + source * tl.cdiv(K, X_GROUP) + at // X_GROUP, mask=here, other=0.0)
                 part *= x_scale[None, :]
-            if HAS_OFFSET:
-                offset = tl.load(offset_ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)
-                part += offset[:, None] * tl.sum(x.to(tl.float32), 1)[None, :]
             acc += part
     if SPLIT:
         mask = here[None, :] & real[:, None]
@@ -152,7 +187,7 @@ def _product(
     if HAS_ZERO:
         zero = tl.load(x_zero_ptr + source, mask=here, other=0.0)
         total -= zero[None, :] * tl.load(sums_ptr + place, mask=real, other=0).to(tl.float32)[:, None]
-    if GROUP == 0 and not WIDENS:
+    if GROUP == 0:
         total *= whole_scale
     if X_GROUP == 0:
         total *= tl.load(x_scale_ptr + source, mask=here, other=0.0)[None, :]
@@ -271,7 +306,7 @@ def product(
     t = tiles or plan_tiles(rows // count if experts else rows, n, k, x.dtype.itemsize, experts is not None)
     m_tiles = triton.cdiv(rows, t.block_m) if experts is None else rows // t.block_m + count
     block_k = t.block_k
-    for whole in (group, x_group):
+    for whole in (group if x.dtype is weight.q.dtype else 0, x_group):
         if whole > 0 and whole % block_k:
             block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
@@ -313,6 +348,7 @@ def product(
         BLOCK_M=t.block_m,
         BLOCK_N=t.block_n,
         BLOCK_K=block_k,
+        DEVICE=x.is_cuda,
         num_warps=t.warps,
         num_stages=t.stages,
     )

@@ -28,6 +28,7 @@ from quire.ops.triton.tiles import (
     leave_part,
     outputs_of,
     prefetch,
+    settled,
     store_outputs,
     sum_parts,
 )
@@ -346,9 +347,7 @@ def _product(
             x = tl.load(x_rows + block * BLOCK, mask=mask, other=0.0)
         acc = tl.dot(w, tl.trans(x), acc, input_precision="ieee")
         if DEVICE:
-            # Triton 3.6 lets a product run on while registers of its left operand are written anew (H100: tiles of
-            # 64 x 128 and 8 warps gave garbage). A use of the sums makes it wait.
-            acc = tl.inline_asm_elementwise("", "=r,0", [acc], tl.float32, False, 1)
+            acc = settled(acc)
     if SPLIT:
         mask = here[None, :] & real[:, None]
         cell = row[None, :] * N + n[:, None]

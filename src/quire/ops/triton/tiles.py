@@ -71,6 +71,13 @@ def gate_block(acc, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def settled(acc):
+    """The sums, when the product is done. Triton 3.6 lets it run on while registers of its left operand are written
+    anew (H100: tiles of 64 x 128 and 8 warps gave garbage); a use of the sums makes it wait."""
+    return tl.inline_asm_elementwise("", "=r,0", [acc], tl.float32, False, 1)
+
+
+@triton.jit
 def leave_part(part, partial_ptr, cell, mask, size, split, sign_ptr):
     """Stores a tile's sums over a share of the inputs; returns how many of the tile's shares were there before it.
 
