@@ -536,8 +536,8 @@ def plan_tiles(
     """By shape alone, so that a row's result depends on nothing but the batch size.
 
     The least time by a model of the H100, fitted to a sweep of an 8B model's products (1 to 512 rows, on average 2 %
-    from the best tiles; benchmarks/results/2026-11-26-h100-int4-tiles.json). ``weight_bytes``: of an output's weights
-    and scales in a block. ``plain``: of 4 bits without a table, which widen with fewest instructions. ``item``:
+    from the best tiles; benchmarks/results/2026-11-26-h100-narrow-products.json). ``weight_bytes``: of an output's
+    weights and scales in a block. ``plain``: of 4 bits without a table, which widen with fewest instructions. ``item``:
     bytes of an input.
     """
     if item > 2:  # for exactness, not speed
