@@ -3,7 +3,7 @@
 Block b of ``BLOCK`` inputs of output n lies at ``[b, n]`` of up to three planes: 4, 2 and 1 bits of each number, in 16
 words of 32, 16 and 8 bits. The order in a block is that in which threads hold the left operand of a product, a word to
 a thread (``narrow.FIELDS``): a word's fields widen to registers that the tensor cores take as they are, and the tile of
-inputs keeps its own order. So products run on while the next block's weights widen.
+inputs keeps its own order.
 """
 
 from __future__ import annotations
