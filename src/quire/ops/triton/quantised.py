@@ -13,9 +13,8 @@ from quire.ops.triton.tiles import Experts
 # From so many rows on it is faster to expand the weights for cuBLAS (H100, all products of an 8B model's layer: 639 us
 # to 657 with 768 rows of 4 bits), and from fewer on where weights widen with more instructions than plain 4 bits.
 EXPAND_ROWS, EXPAND_OTHERS_ROWS = 1024, 512
-SCALED_MM_ROWS = (
-    257  # from here on torch's product of 8-bit floats is faster (256 rows: 154 us to 144; 384: 190 to 202)
-)
+# From here on torch's product of 8-bit floats is faster (the same: 154 us to 144 with 256 rows, 190 to 202 with 384).
+SCALED_MM_ROWS = 257
 
 
 def linear(
