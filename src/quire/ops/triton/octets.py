@@ -11,17 +11,16 @@ from dataclasses import replace
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
 from quire.ops.triton.tiles import (
-    DESCRIBED_ROWS,
     Experts,
     Tiles,
     expert_rows,
     first_row,
+    inputs_of,
     leave_part,
     outputs_of,
     prefetch,
@@ -311,11 +310,11 @@ def product(
             block_k = whole & -whole  # groups that are cut into blocks are powers of two, or multiples of 256
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     gather = experts is not None and experts.rows is not None
-    described = t.block_m >= DESCRIBED_ROWS and not gather and k * x.itemsize % 16 == 0
+    inputs, described = inputs_of(x, t.block_m, block_k, gather)
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
-        TensorDescriptor.from_tensor(x, [t.block_m, block_k]) if described else x,
+        inputs,
         weight.q,
         weight.scale,
         weight.scale if weight.offset is None else weight.offset,

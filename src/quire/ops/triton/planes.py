@@ -15,16 +15,15 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
-from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import PLANES_BLOCK, PlanesWeight
 from quire.ops.triton.tiles import (
-    DESCRIBED_ROWS,
     Experts,
     Tiles,
     expert_rows,
     first_row,
+    inputs_of,
     leave_part,
     outputs_of,
     prefetch,
@@ -445,11 +444,11 @@ def product(
     partial = torch.empty(t.splits if t.splits > 1 else 0, rows, n, dtype=torch.float32, device=x.device)
     tensors, constants = _arguments(weight, x.dtype)
     gather = experts is not None and experts.rows is not None
-    described = t.block_m >= DESCRIBED_ROWS and not gather
+    inputs, described = inputs_of(x, t.block_m, PLANES_BLOCK, gather)
     launch(
         _product,
         (m_tiles, triton.cdiv(n, t.block_n), t.splits),
-        TensorDescriptor.from_tensor(x, [t.block_m, PLANES_BLOCK]) if described else x,
+        inputs,
         *tensors,
         x if bias is None else bias,
         out,

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from quire.ops.triton.elementwise import gate_up
+from quire.ops.triton.launch import dependent_launch
 from quire.ops.triton.search import owner_of
 
-DESCRIBED_ROWS = 64  # of a tile, from which on inputs come faster by a tensor descriptor than by threads' copies
+_DESCRIBED_ROWS = 64  # of a tile, from which on inputs come faster by a tensor descriptor than by threads' copies
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,16 @@ class Experts:
 
     offsets: torch.Tensor
     rows: torch.Tensor | None
+
+
+def inputs_of(
+    x: torch.Tensor, block_m: int, block_k: int, gather: bool
+) -> tuple[torch.Tensor | TensorDescriptor, bool]:
+    """What a kernel loads blocks of ``x [T, K]`` from, ``x`` or a descriptor of it, and whether that is one."""
+    copied = block_m >= _DESCRIBED_ROWS and not gather and x.shape[1] * x.itemsize % 16 == 0
+    if copied and (not x.is_cuda or dependent_launch()):  # GPUs before Hopper have no such copies
+        return TensorDescriptor.from_tensor(x, [block_m, block_k]), True
+    return x, False
 
 
 @triton.jit
