@@ -180,6 +180,20 @@ def test_pages_whose_step_failed_are_not_found_but_can_be_offered_again() -> Non
     assert groups.hit_pages(keys, 4) == 4
 
 
+def test_pages_that_left_the_window_before_their_step_failed_are_not_found() -> None:
+    groups = PageGroups([KVGroup(None, 6), KVGroup(4, 6)], PAGE)
+    tokens = list(range(8))
+    keys, seq = chain(tokens), SequencePages(2)
+    groups.admit(seq, keys, 0, 8)
+    groups.grow(seq, 8)
+    groups.register(seq, keys, 4)
+    groups.leave_window(seq, 8)  # for the next step, planned before the failing one has ended
+    assert seq.first[1] == 2
+    groups.unregister(seq, keys, 1)
+    assert [groups.pools[1].find(key) is not None for key in keys] == [True, False, False, False]
+    groups.check([seq])
+
+
 @pytest.mark.parametrize(("window", "pages", "capacity"), [(None, 5, 10), (4, 3, 1 << 62), (4, 2, 4)])
 def test_capacity(window: int | None, pages: int, capacity: int) -> None:
     assert PageGroups([KVGroup(window, pages)], PAGE).capacity() == capacity

@@ -188,11 +188,14 @@ class PageGroups:
         seq.keyed = pages
 
     def unregister(self, seq: SequencePages, keys: Sequence[bytes], start: int) -> None:
-        """Take back what ``register`` offered from page ``start`` on: their contents were never computed."""
-        for g, pool in enumerate(self.pools):
-            for index in range(max(start, seq.first[g]), seq.keyed):
-                page = seq.tables[g][index]
-                if pool.find(keys[index]) == page:
+        """Take back what ``register`` offered from page ``start`` on: their contents were never computed.
+
+        Pages may have left the window since. Which they were is forgotten, so their keys go whatever they find.
+        """
+        for pool, table in zip(self.pools, seq.tables, strict=True):
+            for index in range(start, seq.keyed):
+                page = pool.find(keys[index])
+                if page is not None and table[index] in (page, NO_PAGE):
                     pool.forget(page)
         seq.keyed = min(seq.keyed, start)
 
