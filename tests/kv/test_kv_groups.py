@@ -167,13 +167,17 @@ def test_the_tail_of_a_freed_sequence_is_reused_first() -> None:
     assert groups.hit_pages(chain(tokens), 6) == 2
 
 
-def test_pages_whose_step_failed_are_not_found_but_can_be_offered_again() -> None:
-    groups = PageGroups([KVGroup(None, 6), KVGroup(4, 6)], PAGE)
-    tokens = list(range(8))
-    keys, seq = chain(tokens), SequencePages(2)
+def four_pages() -> tuple[PageGroups, list[bytes], SequencePages]:
+    """All offered, in a full group and a window of two pages."""
+    groups, keys, seq = PageGroups([KVGroup(None, 6), KVGroup(4, 6)], PAGE), chain(list(range(8))), SequencePages(2)
     groups.admit(seq, keys, 0, 8)
     groups.grow(seq, 8)
     groups.register(seq, keys, 4)
+    return groups, keys, seq
+
+
+def test_pages_whose_step_failed_are_not_found_but_can_be_offered_again() -> None:
+    groups, keys, seq = four_pages()
     groups.unregister(seq, keys, 1)
     assert groups.hit_pages(keys, 4) == 1
     groups.register(seq, keys, 4)
@@ -181,12 +185,7 @@ def test_pages_whose_step_failed_are_not_found_but_can_be_offered_again() -> Non
 
 
 def test_pages_that_left_the_window_before_their_step_failed_are_not_found() -> None:
-    groups = PageGroups([KVGroup(None, 6), KVGroup(4, 6)], PAGE)
-    tokens = list(range(8))
-    keys, seq = chain(tokens), SequencePages(2)
-    groups.admit(seq, keys, 0, 8)
-    groups.grow(seq, 8)
-    groups.register(seq, keys, 4)
+    groups, keys, seq = four_pages()
     groups.leave_window(seq, 8)  # for the next step, planned before the failing one has ended
     assert seq.first[1] == 2
     groups.unregister(seq, keys, 1)

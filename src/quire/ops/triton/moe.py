@@ -11,7 +11,7 @@ import triton.language as tl
 
 from quire.ops.backend import Routes
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.tiles import Experts, expert_rows
+from quire.ops.triton.tiles import Experts, expert_rows, sources_of
 
 
 @triton.jit(do_not_specialize=["experts"])
@@ -39,9 +39,7 @@ def _grouped(
         return
     row = begin + tl.arange(0, BLOCK_M)
     here = row < end
-    source = row
-    if GATHER:
-        source = tl.load(rows_ptr + row, mask=here, other=0)
+    source = sources_of(row, here, rows_ptr, GATHER)
     n = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     k = tl.arange(0, BLOCK_K)
     x_rows = x_ptr + source.to(tl.int64)[:, None] * K
@@ -119,9 +117,7 @@ def _arrange(
         return
     row = begin + tl.arange(0, BLOCK_M)
     here = row < end
-    source = row
-    if GATHER:
-        source = tl.load(rows_ptr + row, mask=here, other=0)
+    source = sources_of(row, here, rows_ptr, GATHER)
     k = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
     mask = here[:, None] & (k < K)[None, :]
     order = tl.load(order_ptr + expert * K + k, mask=k < K, other=0)

@@ -25,7 +25,9 @@ from quire.ops.triton.tiles import (
     outputs_of,
     prefetch,
     settled,
+    sources_of,
     splits_for,
+    spread,
     store_outputs,
     sum_parts,
 )
@@ -44,6 +46,7 @@ _INTEGERS = tl.constexpr(
 
 @triton.jit
 def _exact(w, DTYPE: tl.constexpr, DEVICE: tl.constexpr):
+    """Weights as floats, which hold all of them."""
     if DEVICE and w.dtype == tl.int8:  # the conversion instruction is slow
         floats = tl.inline_asm_elementwise(_INTEGERS, "=f,=f,=f,=f,r", [w], tl.float32, True, 4).to(DTYPE)
     else:
@@ -57,12 +60,9 @@ def _of_groups(ptr, at, place, real, STORED, K, GROUP: tl.constexpr, BLOCK_K: tl
     if GROUP >= BLOCK_K:
         values = tl.load(ptr + (at // GROUP) * STORED + place, mask=real, other=0.0)[:, None]
     else:
-        COUNT: tl.constexpr = BLOCK_K // GROUP
-        group = at // GROUP + tl.arange(0, COUNT)
+        group = at // GROUP + tl.arange(0, BLOCK_K // GROUP)
         mask = real[:, None] & (group * GROUP < K)[None, :]
-        values = tl.load(ptr + group[None, :] * STORED + place[:, None], mask=mask, other=0.0)
-        shape: tl.constexpr = (values.shape[0], COUNT, GROUP)
-        values = tl.broadcast_to(values[:, :, None], shape).reshape(values.shape[0], BLOCK_K)
+        values = spread(tl.load(ptr + group[None, :] * STORED + place[:, None], mask=mask, other=0.0), BLOCK_K)
     return values
 
 
@@ -131,9 +131,7 @@ def _product(
             return
     row = first + tl.arange(0, BLOCK_M)
     here = row < last
-    source = row
-    if GATHER:
-        source = tl.load(rows_ptr + row, mask=here, other=0)
+    source = sources_of(row, here, rows_ptr, GATHER)
     place = expert * N + n
     w_rows = q_ptr + tl.where(real, place, 0).to(tl.int64)[:, None] * K + k[None, :]
     if not DESCRIBED:

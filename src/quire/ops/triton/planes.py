@@ -8,7 +8,7 @@ inputs keeps its own order.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Iterator
 from functools import cache
 from typing import Any
 
@@ -28,23 +28,25 @@ from quire.ops.triton.tiles import (
     outputs_of,
     prefetch,
     settled,
+    sources_of,
+    spread,
     store_outputs,
     sum_parts,
 )
 
 _PROCESSORS, _SHARED_BYTES = 132, 227 << 10  # of a Hopper GPU; shared memory is of each
-_TILES = (  # rows, outputs, warps
-    (16, 64, 4),
-    (16, 128, 4),
-    (32, 64, 4),
-    (32, 128, 4),
-    (64, 64, 4),
-    (64, 128, 4),
-    (128, 64, 4),
-    (128, 128, 4),
-    (256, 64, 4),
-    (256, 128, 8),
-)
+_TILES = {  # rows and outputs: warps, and how many programs' registers a multiprocessor has
+    (16, 64): (4, 6),
+    (16, 128): (4, 6),
+    (32, 64): (4, 6),
+    (32, 128): (4, 6),
+    (64, 64): (4, 4),
+    (64, 128): (4, 2),
+    (128, 64): (4, 2),
+    (128, 128): (4, 2),
+    (256, 64): (4, 2),
+    (256, 128): (8, 1),
+}
 ZERO, MINIMUM, TABLE = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 WORDS, BLOCK = tl.constexpr(16), tl.constexpr(PLANES_BLOCK)  # of a block: words in a plane, and inputs
 _PAIRS = ",".join(["=h"] * 8)
@@ -149,18 +151,12 @@ def _of_words(groups, GROUP: tl.constexpr):
         rest = groups
     elif GROUP == 16:
         first, rest = tl.split(groups.reshape(groups.shape[0], 4, 2))
-        first = _repeat(first)
-        rest = _repeat(rest)
+        first = spread(first, WORDS)
+        rest = spread(rest, WORDS)
     else:
-        first = _repeat(groups)
+        first = spread(groups, WORDS)
         rest = first
     return first, rest
-
-
-@triton.jit
-def _repeat(groups):
-    shape: tl.constexpr = (groups.shape[0], groups.shape[1], WORDS // groups.shape[1])
-    return tl.broadcast_to(groups[:, :, None], shape).reshape(groups.shape[0], WORDS)
 
 
 @triton.jit
@@ -311,9 +307,7 @@ def _product(
     row = first + tl.arange(0, BLOCK_M)
     here = row < last
     if not DESCRIBED:
-        source = row
-        if GATHER:
-            source = tl.load(rows_ptr + row, mask=here, other=0)
+        source = sources_of(row, here, rows_ptr, GATHER)
         x_rows = x_ptr + source.to(tl.int64)[:, None] * K + j[None, :]
     # An output beyond the last one is read as the first, and never written.
     at = tl.where(real, expert * N + n, 0).to(tl.int64)
@@ -529,45 +523,49 @@ def _arguments(weight: PlanesWeight, dtype: torch.dtype) -> tuple[tuple[torch.Te
 
 
 @cache
-def plan_tiles(
-    rows: int, n: int, k: int, weight_bytes: int, plain: bool = True, grouped: bool = False, item: int = 2
-) -> Tiles:
+def plan_tiles(rows: int, n: int, k: int, weight_bytes: int, plain: bool, grouped: bool, item: int) -> Tiles:
     """By shape alone, so that a row's result depends on nothing but the batch size.
 
     The least time by a model of the H100, fitted to a sweep of an 8B model's products (1 to 512 rows, on average 2 %
-    from the best tiles; benchmarks/results/2026-11-26-h100-narrow-products.json). ``weight_bytes``: of an output's
-    weights and scales in a block. ``plain``: of 4 bits without a table, which widen with fewest instructions. ``item``:
-    bytes of an input.
+    from the best tiles; benchmarks/results/2026-11-26-h100-narrow-products.json). ``weight_bytes`` and ``plain``: as
+    ``PlanesWeight.block_bytes`` and ``plain``. ``grouped``: for experts that have so many rows each. ``item``: bytes of
+    an input.
     """
     if item > 2:  # for exactness, not speed
         return Tiles(16, 64, 1, 4, 2)
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
-    blocks, best, least = triton.cdiv(k, PLANES_BLOCK), Tiles(128, 64, 1, 4, 2), math.inf
-    widen_ns, first_ns = (1.1, 535) if plain else (6, 1500)  # of an output, beside other programs; of a block alone
-    for block_m, block_n, warps in _TILES:
+    blocks = triton.cdiv(k, PLANES_BLOCK)
+    return min(
+        _candidates(rows, n, blocks, weight_bytes, plain),
+        key=lambda tiles: _nanoseconds(tiles, rows, n, blocks, weight_bytes, plain),
+    )
+
+
+def _candidates(rows: int, n: int, blocks: int, weight_bytes: int, plain: bool) -> Iterator[Tiles]:
+    for (block_m, block_n), (warps, fit) in _TILES.items():
         if block_m < min(rows, 64 if rows <= 512 else 128) or block_m > max(rows + 32, 64):
             continue
         if not plain and block_n > 64:  # too many registers
             continue
-        fit = 1 if warps == 8 else 2 if block_m * block_n >= 8192 else 4 if block_m == 64 else 6  # by their registers
-        tensor_ns = 0.035 * block_m * block_n + widen_ns * block_n + 0.78 * block_m  # a block, beside other programs
-        alone_ns = max(first_ns + 0.0385 * block_m * block_n, tensor_ns)
         programs = triton.cdiv(rows, block_m) * triton.cdiv(n, block_n)
         for splits in (1, 2, 4, 8, 16):
             if splits > 1 and blocks < splits * (4 if programs * splits > _PROCESSORS else 2):
                 break
-            each = triton.cdiv(programs * splits, _PROCESSORS)
-            stages = _stages(block_m, block_n, weight_bytes, min(each, fit))
-            if stages < 2:
-                continue
-            here = min(fit, _SHARED_BYTES // _shared_bytes(block_m, block_n, weight_bytes, stages))
-            waves, share = triton.cdiv(each, here), triton.cdiv(blocks, splits)
-            ns = share * max(each * tensor_ns, waves * max(alone_ns, tensor_ns * min(each, here))) + 957 * waves
-            ns += (595 + 0.0041 * rows * n * splits) if splits > 1 else 0
-            if ns < least:
-                best, least = Tiles(block_m, block_n, splits, warps, stages), ns
-    return best
+            here = min(triton.cdiv(programs * splits, _PROCESSORS), fit)
+            yield Tiles(block_m, block_n, splits, warps, _stages(block_m, block_n, weight_bytes, here))
+
+
+def _nanoseconds(t: Tiles, rows: int, n: int, blocks: int, weight_bytes: int, plain: bool) -> float:
+    widen_ns, first_ns = (1.1, 535) if plain else (6, 1500)  # of an output, beside other programs; of a block alone
+    tensor_ns = 0.035 * t.block_m * t.block_n + widen_ns * t.block_n + 0.78 * t.block_m  # a block, beside others
+    alone_ns = max(first_ns + 0.0385 * t.block_m * t.block_n, tensor_ns)
+    each = triton.cdiv(triton.cdiv(rows, t.block_m) * triton.cdiv(n, t.block_n) * t.splits, _PROCESSORS)
+    _, fit = _TILES[t.block_m, t.block_n]
+    here = min(fit, _SHARED_BYTES // _shared_bytes(t.block_m, t.block_n, weight_bytes, t.stages))
+    waves, share = triton.cdiv(each, here), triton.cdiv(blocks, t.splits)
+    ns: float = share * max(each * tensor_ns, waves * max(alone_ns, tensor_ns * min(each, here))) + 957 * waves
+    return ns + (595 + 0.0041 * rows * n * t.splits if t.splits > 1 else 0)
 
 
 def _shared_bytes(block_m: int, block_n: int, weight_bytes: int, stages: int) -> int:
@@ -575,8 +573,8 @@ def _shared_bytes(block_m: int, block_n: int, weight_bytes: int, stages: int) ->
 
 
 def _stages(block_m: int, block_n: int, weight_bytes: int, programs: int) -> int:
-    """As many as leave shared memory for so many programs, at most 6; or 2, or as many as one program can have."""
+    """As many, up to 6, as leave shared memory for so many programs; if none do, what one can have: 3 or 2."""
     for stages in (6, 5, 4, 3, 2):
-        if max(1, programs) * _shared_bytes(block_m, block_n, weight_bytes, stages) <= _SHARED_BYTES:
+        if programs * _shared_bytes(block_m, block_n, weight_bytes, stages) <= _SHARED_BYTES:
             return stages
-    return next((s for s in (3, 2) if _shared_bytes(block_m, block_n, weight_bytes, s) <= _SHARED_BYTES), 0)
+    return 3 if _shared_bytes(block_m, block_n, weight_bytes, 3) <= _SHARED_BYTES else 2

@@ -75,6 +75,19 @@ def expert_rows(tile, offsets_ptr, experts, BLOCK_M: tl.constexpr):
 
 
 @triton.jit
+def sources_of(row, here, rows_ptr, GATHER: tl.constexpr):
+    """Which row of the inputs each ``row`` is: that of its token, where tokens are gathered."""
+    return tl.load(rows_ptr + row, mask=here, other=0) if GATHER else row
+
+
+@triton.jit
+def spread(groups, WIDTH: tl.constexpr):
+    """``groups [N, G]``, each as many times in a row as makes ``[N, WIDTH]``."""
+    shape: tl.constexpr = (groups.shape[0], groups.shape[1], WIDTH // groups.shape[1])
+    return tl.broadcast_to(groups[:, :, None], shape).reshape(groups.shape[0], WIDTH)
+
+
+@triton.jit
 def gate_block(acc, ACTIVATION: tl.constexpr):
     """The gated half [BLOCK_N // 2, BLOCK_M] of a block [BLOCK_N, BLOCK_M] of outputs."""
     halves = acc.reshape(2, acc.shape[0] // 2, acc.shape[1])
