@@ -37,9 +37,9 @@ def llama_instructions(binaries: Path) -> list[str]:
 
 
 def quire(model: Path) -> list[Engine]:
-    """Quire as ``quire serve`` starts it, without any tuning flag; and with activations in 16 bits."""
+    """Quire as ``quire serve`` starts it, without any tuning flag; and with activations as they are."""
     command = f"{sys.executable} -m quire serve {shlex.quote(str(model))} --port {{port}}"
-    return [Engine("quire", command), Engine("quire int16", f"{command} --cpu-activations int16")]
+    return [Engine("quire", command), Engine("quire float32", f"{command} --cpu-activations float32")]
 
 
 def llama_engines(binaries: Path, model: Path, folder: Path) -> list[Engine]:

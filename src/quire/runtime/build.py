@@ -25,7 +25,7 @@ from quire.ops.cpu.load import default_threads
 from quire.runtime.devices import DeviceFacts, device_of
 from quire.runtime.memory import MemoryPlan, plan_memory
 from quire.runtime.runner import ModelRunner
-from quire.weights.checkpoint import open_checkpoint
+from quire.weights.checkpoint import Checkpoint, open_checkpoint
 from quire.weights.sources import locate
 
 if TYPE_CHECKING:
@@ -64,8 +64,9 @@ def make_blueprint(config: EngineConfig, ops: Ops | None = None) -> Blueprint:
     threads = config.threads or default_threads()
     torch.set_num_threads(threads)
     device = device_of(config)
-    ops = ops or _ops(device, threads, config.cpu_activations)
-    loader = _loader(config, ops)
+    checkpoint = open_checkpoint(locate(config))
+    ops = ops or _ops(config, checkpoint, device, threads)
+    loader = _loader(config, checkpoint, ops)
     kv_dtype = device.kv_dtype(config)
     weights = loader.check()
     memory = plan_memory(loader.spec, config, weights.nbytes, device, kv_dtype.itemsize, weights.widest)
@@ -106,15 +107,17 @@ def _return_free_memory() -> None:
         trim(0)
 
 
-def _ops(device: DeviceFacts, threads: int, cpu_activations: str) -> Ops:
-    if device.kind == "cpu":
-        return backend("cpu", threads=threads, int16_inputs=cpu_activations == "int16")
-    return backend("triton", dtype=device.dtype)
+def _ops(config: EngineConfig, checkpoint: Checkpoint, device: DeviceFacts, threads: int) -> Ops:
+    if device.kind != "cpu":
+        return backend("triton", dtype=device.dtype)
+    # GGUF's formats were made, and their quality is known, for products with inputs of 8 bits.
+    auto = "float32" if checkpoint.path.is_dir() else "int8"
+    activations = auto if config.cpu_activations == "auto" else config.cpu_activations
+    return backend("cpu", threads=threads, int8_inputs=activations == "int8")
 
 
-def _loader(config: EngineConfig, ops: Ops) -> Loader | FallbackLoader | DummyLoader:
+def _loader(config: EngineConfig, checkpoint: Checkpoint, ops: Ops) -> Loader | FallbackLoader | DummyLoader:
     """The loader of the architecture's family, or the one that goes through Transformers."""
-    checkpoint = open_checkpoint(locate(config))
     try:
         spec, names = describe(checkpoint.config)
     except UnsupportedVariant:

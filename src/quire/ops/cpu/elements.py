@@ -18,7 +18,7 @@ _STEP = 8
 _MAX_GROUP = 256
 _NONE, _MINIMUM, _ZERO = 0, 1, 2
 _ROUNDINGS = {"int8": 1, "fp8": 2}
-_INT16_INPUTS = 3
+_BY_GROUP = 3
 _FLOAT8_FACTOR = 256.0  # the kernels read an e4m3 float as 1/256 of it
 
 
@@ -53,11 +53,11 @@ class Elements:
     order: torch.Tensor | None = None
     rounding: Rounding = field(default_factory=Rounding)
 
-    def with_int16_inputs(self) -> Elements:
-        """Where inputs are not rounded anyway; kernels without integer arithmetic ignore it."""
+    def with_int8_inputs(self) -> Elements:
+        """Where inputs are not rounded anyway; kernels that would not be faster ignore it."""
         if self.rounding != Rounding():
             return self
-        return replace(self, rounding=Rounding((_INT16_INPUTS, *Rounding().facts[1:])))
+        return replace(self, rounding=Rounding((_BY_GROUP, *Rounding().facts[1:])))
 
 
 def elements_of(layout: GroupedInt | Codebook | Int8Channel | Fp8) -> Elements | Rounding:

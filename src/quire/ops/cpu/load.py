@@ -15,10 +15,11 @@ INSTRUCTIONS = "QUIRE_CPU_INSTRUCTIONS"
 CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 
 
-def load(threads: int | None = None, int16_inputs: bool = False) -> Ops:
-    """The CPU ops on ``threads`` threads (default: the cores this process may use). ``int16_inputs``: see ``CpuOps``.
+def load(threads: int | None = None, int8_inputs: bool = False) -> Ops:
+    """The CPU ops on ``threads`` threads (default: the cores this process may use). ``int8_inputs``: see ``CpuOps``.
 
-    ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512, avx2 or portable.
+    ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512_vnni, avx512, avx_vnni,
+    avx2 or portable.
     Raises ``ValueError`` when there are no such kernels for this processor.
     """
     try:
@@ -29,7 +30,7 @@ def load(threads: int | None = None, int16_inputs: bool = False) -> Ops:
 
         return ReferenceOps()
     instruction_set = os.environ.get(INSTRUCTIONS) or None
-    return CpuOps(default_threads() if threads is None else threads, instruction_set, int16_inputs)
+    return CpuOps(default_threads() if threads is None else threads, instruction_set, int8_inputs)
 
 
 def default_threads() -> int:

@@ -27,10 +27,11 @@ class CpuOps:
     device = torch.device("cpu")
     dtype = torch.float32
 
-    def __init__(self, threads: int, instruction_set: str | None = None, int16_inputs: bool = False) -> None:
+    def __init__(self, threads: int, instruction_set: str | None = None, int8_inputs: bool = False) -> None:
         """``instruction_set``: one of ``INSTRUCTION_SETS``, those of this processor; by default the first, its best.
 
-        ``int16_inputs``: products with grouped integers round their inputs to 16 bits: faster, exact to about 1e-5.
+        ``int8_inputs``: products with grouped integers round their inputs to 8 bits, each group by a scale of its own, where
+        the instruction set gains by it.
         """
         if instruction_set is not None and instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(INSTRUCTION_SETS)
@@ -41,7 +42,7 @@ class CpuOps:
         self._arena = Arena()
         self._recording = False
         self.threads = threads
-        self._int16_inputs = int16_inputs
+        self._int8_inputs = int8_inputs
         self.instruction_set: str = _kernels.engine_name(self._engine)
 
     def record(self, function: Callable[[], torch.Tensor]) -> Recording | None:
@@ -61,7 +62,7 @@ class CpuOps:
         return self._arena.take(shape, dtype) if self._recording else torch.empty(shape, dtype=dtype)
 
     def pack(self, *layouts: Layout) -> CpuWeight | CpuParts:
-        return weights.pack(self._engine, layouts, self._int16_inputs)
+        return weights.pack(self._engine, layouts, self._int8_inputs)
 
     def embed(self, weight: Weight, ids: torch.Tensor, multiplier: float) -> torch.Tensor:
         packed = _packed(weight)
@@ -201,7 +202,7 @@ class CpuOps:
         return x
 
     def pack_stack(self, layouts: Iterable[Layout]) -> CpuStack:
-        return weights.pack_stack(self._engine, layouts, self._int16_inputs)
+        return weights.pack_stack(self._engine, layouts, self._int8_inputs)
 
     def route(self, logits: torch.Tensor, routing: Routing, bias: torch.Tensor | None = None) -> Routes:
         logits = _checked(logits, torch.float32)

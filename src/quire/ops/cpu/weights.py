@@ -53,9 +53,9 @@ class CpuPages(Pages):
     handle: object
 
 
-def pack(engine: object, layouts: Iterable[Layout], int16_inputs: bool) -> CpuWeight | CpuParts:
+def pack(engine: object, layouts: Iterable[Layout], int8_inputs: bool) -> CpuWeight | CpuParts:
     """Pack layers that lie side by side; raises ``ValueError`` for a shape or type that the kernels can't take."""
-    parts = tuple(pack_one(engine, layout, int16_inputs) for layout in join(layouts))
+    parts = tuple(pack_one(engine, layout, int8_inputs) for layout in join(layouts))
     if len(parts) == 1:
         return parts[0]
     inputs = {part.shape[1] for part in parts}
@@ -64,17 +64,17 @@ def pack(engine: object, layouts: Iterable[Layout], int16_inputs: bool) -> CpuWe
     return CpuParts((sum(p.shape[0] for p in parts), inputs.pop()), sum(p.nbytes for p in parts), parts)
 
 
-def pack_one(engine: object, layout: Layout, int16_inputs: bool) -> CpuWeight:
+def pack_one(engine: object, layout: Layout, int8_inputs: bool) -> CpuWeight:
     if isinstance(layout, Dense):
         return _pack_dense(engine, layout.weight, Rounding())
     elements = elements_of(layout)
     if isinstance(elements, Elements):
-        return _pack_elements(engine, elements.with_int16_inputs() if int16_inputs else elements)
+        return _pack_elements(engine, elements.with_int8_inputs() if int8_inputs else elements)
     return _pack_dense(engine, narrowest(layout.dequantize()), elements)
 
 
-def pack_stack(engine: object, layouts: Iterable[Layout], int16_inputs: bool) -> CpuStack:
-    parts = tuple(pack_one(engine, layout, int16_inputs) for layout in layouts)
+def pack_stack(engine: object, layouts: Iterable[Layout], int8_inputs: bool) -> CpuStack:
+    parts = tuple(pack_one(engine, layout, int8_inputs) for layout in layouts)
     if len({part.shape for part in parts}) != 1:
         raise ValueError("The weights of a stack must have one shape.")
     handle = _kernels.stack(tuple(part.handle for part in parts))

@@ -140,7 +140,9 @@ struct Kernels {
 
 const Kernels& portable_kernels();
 // nullptr where the processor (or the compiler) lacks the instructions.
-const Kernels* avx2_kernels();    // AVX2, FMA and F16C
-const Kernels* avx512_kernels();  // and AVX-512 F, BW, DQ and VL
+const Kernels* avx2_kernels();         // AVX2, FMA and F16C
+const Kernels* avx_vnni_kernels();     // and AVX-VNNI
+const Kernels* avx512_kernels();       // AVX2 and AVX-512 F, BW, DQ and VL
+const Kernels* avx512_vnni_kernels();  // and AVX-512 VNNI
 
 }  // namespace quire

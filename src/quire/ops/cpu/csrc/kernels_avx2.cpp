@@ -21,8 +21,8 @@
 namespace quire {
 namespace {
 #define QUIRE_AVX2
-constexpr const char* kName = "avx2";
 #include "table.inl"
+constexpr Kernels kTable = table<false>("avx2"), kDotTable = table<true>("avx_vnni");
 }  // namespace
 }  // namespace quire
 
@@ -40,12 +40,17 @@ const Kernels* avx2_kernels() {
   return usable ? &kTable : nullptr;
 }
 
+const Kernels* avx_vnni_kernels() {
+  return avx2_kernels() && __builtin_cpu_supports("avxvnni") ? &kDotTable : nullptr;
+}
+
 }  // namespace quire
 
 #else
 
 namespace quire {
 const Kernels* avx2_kernels() { return nullptr; }
+const Kernels* avx_vnni_kernels() { return nullptr; }
 }  // namespace quire
 
 #endif

@@ -23,8 +23,8 @@ namespace quire {
 namespace {
 #define QUIRE_AVX2
 #define QUIRE_AVX512
-constexpr const char* kName = "avx512";
 #include "table.inl"
+constexpr Kernels kTable = table<false>("avx512"), kDotTable = table<true>("avx512_vnni");
 }  // namespace
 }  // namespace quire
 
@@ -44,12 +44,17 @@ const Kernels* avx512_kernels() {
   return usable ? &kTable : nullptr;
 }
 
+const Kernels* avx512_vnni_kernels() {
+  return avx512_kernels() && __builtin_cpu_supports("avx512vnni") ? &kDotTable : nullptr;
+}
+
 }  // namespace quire
 
 #else
 
 namespace quire {
 const Kernels* avx512_kernels() { return nullptr; }
+const Kernels* avx512_vnni_kernels() { return nullptr; }
 }  // namespace quire
 
 #endif

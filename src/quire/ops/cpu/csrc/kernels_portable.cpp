@@ -7,8 +7,8 @@
 
 namespace quire {
 namespace {
-constexpr const char* kName = "portable";
 #include "table.inl"
+constexpr Kernels kTable = table<false>("portable");
 }  // namespace
 
 const Kernels& portable_kernels() { return kTable; }

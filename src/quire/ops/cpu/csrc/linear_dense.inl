@@ -69,11 +69,12 @@ void embed_dense_row(const Weight& w, int64_t row, float multiplier, float* out)
   }
 }
 
-// ``out`` rows are ``stride`` apart.
+// ``out`` rows are ``stride`` apart. ``Dot``: with the processor's products of bytes.
+template <bool Dot>
 void linear(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   if (rows <= 0) return;
   x = as_wanted(pool, x, rows, w);
-  if (!w.dense()) return grouped_kernels(w).linear(pool, x, rows, w, bias, out, stride);
+  if (!w.dense()) return linear_grouped<Dot>(pool, x, rows, w, bias, out, stride);
   switch (w.type) {
     case Type::f16: return linear_dense<f16>(pool, x, rows, w, bias, out, stride);
     case Type::bf16: return linear_dense<bf16>(pool, x, rows, w, bias, out, stride);
@@ -82,7 +83,9 @@ void linear(Pool& pool, const float* x, int64_t rows, const Weight& w, const flo
 }
 
 void embed_row(const Weight& w, int64_t row, float multiplier, float* out) {
-  if (!w.dense()) return grouped_kernels(w).embed(w, row, multiplier, out);
+  if (!w.dense()) {
+    return with_code(w.code, [&](auto code) { embed_code<code>(w, row, multiplier, out); });
+  }
   switch (w.type) {
     case Type::f16: return embed_dense_row<f16>(w, row, multiplier, out);
     case Type::bf16: return embed_dense_row<bf16>(w, row, multiplier, out);

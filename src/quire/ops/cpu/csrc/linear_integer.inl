@@ -1,13 +1,16 @@
-// Products with grouped integers, in integer arithmetic: inputs are rounded to 16 bits, with a scale for each group, so a
-// group's sum is exact and its rounding error below 2^-16 of its largest input. One instruction multiplies and adds pairs:
-// twice the speed of float32. A row's result does not depend on the other rows.
+// Products with grouped integers, in integer arithmetic: inputs are rounded to 8 bits, with a scale for each group, as
+// llama.cpp does for blocks of 32 or 256. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
+// AVX-VNNI, AVX-512 VNNI), or three do. A row's result does not depend on the other rows.
 
-// Inputs of a tile of rows: those of a pair side by side.
+// Inputs of a tile of rows.
 struct IntegerInputs {
-  const int32_t* pairs;  // [K / 2][rows]
-  const float* scales;   // [groups][rows]
-  const float* sums;     // [groups][rows]
+  const int32_t* quads;   // [K / 4][rows], four inputs a word
+  const int32_t* starts;  // [groups][rows]: what a zero for all, and the kernel's own, makes of the sum of the inputs
+  const float* scales;    // [groups][rows]
+  const float* sums;      // [groups][rows]
 };
+
+#ifdef QUIRE_AVX2
 
 // What is multiplied at once: one panel or, in one register of AVX-512, a pair of them.
 #ifdef QUIRE_AVX512
@@ -15,9 +18,11 @@ typedef Wide Lanes;
 typedef WideInts Ints;
 typedef WideAffine LaneAffine;
 constexpr int kLanePanels = 2;
+constexpr int kIntegerHeight = 16;
 QUIRE_INLINE Ints load_words(const uint8_t* data, int64_t apart) { return load_ints(data, data + apart); }
-QUIRE_INLINE Ints load_byte_pairs(const uint8_t* data, int64_t apart) { return load_pairs(data, data + apart); }
+QUIRE_INLINE Ints load_quads(const uint8_t* data, int64_t apart) { return load_byte_quads(data, data + apart); }
 QUIRE_INLINE Lanes lanes(float x) { return wide(x); }
+QUIRE_INLINE Ints int_lanes(int32_t x) { return wide_ints(x); }
 QUIRE_INLINE Lanes load_some(const float* p, int64_t count) { return load_wide_lanes(p, count); }
 QUIRE_INLINE LaneAffine lane_affine(const Weight& w, const uint8_t* block, const uint8_t* super, int64_t apart) {
   return affine(w, block, super, apart);
@@ -27,55 +32,73 @@ typedef F8 Lanes;
 typedef I8 Ints;
 typedef Affine LaneAffine;
 constexpr int kLanePanels = 1;
+constexpr int kIntegerHeight = 8;
 QUIRE_INLINE Ints load_words(const uint8_t* data, int64_t) { return load_ints(data); }
-QUIRE_INLINE Ints load_byte_pairs(const uint8_t* data, int64_t) { return load_pairs(data); }
+QUIRE_INLINE Ints load_quads(const uint8_t* data, int64_t) { return load_byte_quads(data); }
 QUIRE_INLINE Lanes lanes(float x) { return set1(x); }
+QUIRE_INLINE Ints int_lanes(int32_t x) { return ints(x); }
 QUIRE_INLINE Lanes load_some(const float* p, int64_t count) { return load_lanes(p, count); }
 QUIRE_INLINE LaneAffine lane_affine(const Weight& w, const uint8_t* block, const uint8_t* super, int64_t) {
   return affine(w, block, super);
 }
 #endif
-constexpr int kIntegerHeight = 8;
 
-template <int Rows>
-QUIRE_INLINE void multiply_pairs(Ints w, const int32_t* a, Ints (&acc)[Rows]) {
+template <bool Dot, int Rows>
+QUIRE_INLINE void multiply_quads(Ints first, Ints second, const int32_t* a, Ints (&acc)[Rows]) {
   QUIRE_UNROLL
-  for (int m = 0; m < Rows; ++m) accumulate_pairs(acc[m], w, a + m);
+  for (int m = 0; m < Rows; ++m) accumulate_quads<Dot>(acc[m], first, a + m, second, a + Rows + m);
 }
 
-// Pairs K and on of a run of words; ``rest`` collects what lies in their halves' highest bits.
-template <int Bits, int K, int Rows>
-QUIRE_INLINE void multiply_fields(const uint8_t* data, int64_t apart, const int32_t* a, Ints word, Ints rest,
-                                  Ints (&acc)[Rows]) {
+// Quad ``Q`` of a run of words; ``rest``: what lies in their halves' highest bits.
+template <int Bits, int Q>
+QUIRE_INLINE Ints quad(const Ints (&words)[Fields<Bits>::kWords], Ints rest) {
   using F = Fields<Bits>;
-  if constexpr (K < F::kPairs) {
-    if constexpr (K < F::kWhole && K % F::kPerWord == 0) {
-      word = load_words(data + F::word(K) * 32, apart);
-      if constexpr (F::kSpare > 0) rest = add_highest<F::kSpare, F::kSpare * F::word(K)>(rest, word);
-    }
-    multiply_pairs(halves<Bits, F::at(K)>(K < F::kWhole ? word : rest), a + K * Rows, acc);
-    multiply_fields<Bits, K + 1>(data, apart, a, word, rest, acc);
+  constexpr int kLow = F::quad_pair(Q, false), kHigh = F::quad_pair(Q, true);
+  if constexpr (F::kByBytes) {
+    return bytes<Bits, F::at(kLow)>(words[F::word(kLow)]);
+  } else {
+    return two_bytes<Bits, F::at(kLow), F::at(kHigh)>(F::whole(kLow) ? words[F::word(kLow)] : rest,
+                                                      F::whole(kHigh) ? words[F::word(kHigh)] : rest);
+  }
+}
+
+template <int Bits, bool Dot, int Q, int Rows>
+QUIRE_INLINE void multiply_run(const Ints (&words)[Fields<Bits>::kWords], Ints rest, const int32_t* a, Ints (&acc)[Rows]) {
+  if constexpr (Q < Fields<Bits>::kInputs / 4) {
+    multiply_quads<Dot>(quad<Bits, Q>(words, rest), quad<Bits, Q + 1>(words, rest), a + Q * Rows, acc);
+    multiply_run<Bits, Dot, Q + 2>(words, rest, a, acc);
+  }
+}
+
+template <int Bits, int W>
+QUIRE_INLINE void load_run(const uint8_t* data, int64_t apart, Ints (&words)[Fields<Bits>::kWords], Ints& rest) {
+  using F = Fields<Bits>;
+  if constexpr (W < F::kWords) {
+    words[W] = load_words(data + W * 32, apart);
+    if constexpr (F::kSpare > 0) rest = add_highest<F::kSpare, F::kSpare * W>(rest, words[W]);
+    load_run<Bits, W + 1>(data, apart, words, rest);
   }
 }
 
 // acc += the inputs of one group x its elements, which begin at ``data``.
-template <int Bits, int Rows>
+template <int Bits, bool Dot, int Rows>
 QUIRE_INLINE void multiply_integers(const uint8_t* data, int64_t apart, int group, const int32_t* a, Ints (&acc)[Rows]) {
   if constexpr (Bits == 8) {
-    for (int k = 0; k < group; k += 8, data += 64, a += 4 * Rows) {
-      QUIRE_UNROLL
-      for (int i = 0; i < 4; ++i) multiply_pairs(load_byte_pairs(data + 16 * i, apart), a + i * Rows, acc);
+    for (int k = 0; k < group; k += 8, data += 64, a += 2 * Rows) {
+      multiply_quads<Dot>(load_quads(data, apart), load_quads(data + 32, apart), a, acc);
     }
   } else {
     using F = Fields<Bits>;
-    for (int k = 0; k < group; k += F::kInputs, data += F::kWords * 32, a += F::kPairs * Rows) {
-      multiply_fields<Bits, 0>(data, apart, a, Ints{}, Ints{}, acc);
+    for (int k = 0; k < group; k += F::kInputs, data += F::kWords * 32, a += F::kInputs / 4 * Rows) {
+      Ints words[F::kWords], rest{};
+      load_run<Bits, 0>(data, apart, words, rest);
+      multiply_run<Bits, Dot, 0>(words, rest, a, acc);
     }
   }
 }
 
 // The outputs of ``kLanePanels`` panels.
-template <int Bits, int Rows>
+template <int Bits, bool Dot, int Rows>
 QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInputs& x, const float* bias, float* out,
                                 int64_t stride) {
   const PanelPair first(w, panel);
@@ -83,13 +106,13 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
   const uint8_t* super = block;
   const int64_t apart = first.apart, block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
   const int64_t column = panel * 8, left = w.n - column, ahead = w.panel_bytes() * kLanePanels;
-  const bool offset = w.has_offset();
-  const int32_t* a = x.pairs;
+  const bool offset = w.second != Second::none;
+  const int32_t *a = x.quads, *starts = x.starts;
   const float *scales = x.scales, *sums = x.sums;
   Lanes sum[Rows];
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) sum[m] = bias ? load_some(bias + column, left) : lanes(0.0f);
-  for (int64_t g = 0; g < groups; ++g, block += block_bytes, a += w.group / 2 * Rows, scales += Rows, sums += Rows) {
+  for (int64_t g = 0; g < groups; ++g, block += block_bytes, a += w.group / 4 * Rows) {
     if (w.super && g % w.super == 0) {
       super = block;
       block += w.super_bytes();
@@ -99,22 +122,24 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
       QUIRE_UNROLL
       for (int p = 0; p < kLanePanels; ++p) __builtin_prefetch(block + p * apart + ahead + i);
     }
-    Ints acc[Rows] = {};
-    multiply_integers<Bits>(block + head, apart, w.group, a, acc);
+    Ints acc[Rows];
+    QUIRE_UNROLL
+    for (int m = 0; m < Rows; ++m) acc[m] = int_lanes(starts[g * Rows + m]);
+    multiply_integers<Bits, Dot>(block + head, apart, w.group, a, acc);
     const LaneAffine to = lane_affine(w, block, super, apart);
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
-      sum[m] = fma(to_float(acc[m]), mul(to.scale, lanes(scales[m])), sum[m]);
-      if (offset) sum[m] = fma(to.minimum, lanes(sums[m]), sum[m]);
+      sum[m] = fma(to_float(acc[m]), mul(to.scale, lanes(scales[g * Rows + m])), sum[m]);
+      if (offset) sum[m] = fma(to.minimum, lanes(sums[g * Rows + m]), sum[m]);
     }
   }
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) store_lanes(out + m * stride + column, sum[m], left);
 }
 
-// Rounds ``count`` inputs of a row to 16 bits; returns their scale, and the sum of what they are then: an offset of the weights
-// must see the same inputs. What is no number makes the scale none.
-float round_to_16_bits(const float* x, int64_t count, int16_t* out, float* sum) {
+// Rounds ``count`` inputs of a row to 8 bits; returns their scale, and the sum of what they are then: an offset of the
+// weights must see the same inputs. What is no number makes the scale none.
+float round_to_8_bits(const float* x, int64_t count, uint8_t* out, int32_t* sum) {
   uint32_t most = 0;  // of the sizes' bits, among which NaN is the highest
   for (int64_t i = 0; i < count; ++i) {
     uint32_t bits;
@@ -124,97 +149,136 @@ float round_to_16_bits(const float* x, int64_t count, int16_t* out, float* sum) 
   }
   float largest;
   memcpy(&largest, &most, 4);
-  const float inverse = largest > 1e-30f && largest < INFINITY ? 32767.0f / largest : 0.0f;
+  const float inverse = largest > 1e-30f && largest < INFINITY ? 127.0f / largest : 0.0f;
   int32_t total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: the sum's lowest bits are the nearest integer
     const float shifted = x[i] * inverse + magic;
     int32_t bits;
     memcpy(&bits, &shifted, 4);
-    out[i] = static_cast<int16_t>(bits);
-    total += out[i];
+    out[i] = static_cast<uint8_t>(bits);
+    total += static_cast<int8_t>(out[i]);
   }
-  const float scale = largest / 32767.0f;
-  *sum = static_cast<float>(total) * scale;
-  return scale;
+  *sum = total;
+  return largest / 127.0f;
 }
 
-// Fills the inputs of a tile of ``rows`` rows from ``x`` on.
+// The inputs of quad ``q`` of a group.
 template <int Bits>
-void integer_inputs(const Weight& w, const float* x, int64_t rows, int32_t* pairs, float* scales, float* sums) {
-  constexpr int kApart = Bits == 8 ? 1 : Fields<Bits == 8 ? 4 : Bits>::kPairs;  // from a pair's first input to its second
-  for (int64_t m = 0; m < rows; ++m) {
-    const float* row = x + m * w.k;
-    int32_t* pair = pairs + m;
-    for (int64_t g = 0; g < w.groups(); ++g) {
-      int16_t rounded[kMaxGroup];
-      float sum;
-      scales[g * rows + m] = round_to_16_bits(row + g * w.group, w.group, rounded, &sum);
-      sums[g * rows + m] = sum;
-      for (int k = 0; k < w.group; k += 2 * kApart) {
-        for (int i = k; i < k + kApart; ++i, pair += rows) {
-          *pair = static_cast<int32_t>(static_cast<uint16_t>(rounded[i]) | static_cast<uint32_t>(rounded[i + kApart]) << 16);
-        }
+QUIRE_INLINE int32_t input_quad(const uint8_t* rounded, int q) {
+  uint32_t word = 0;
+  QUIRE_UNROLL
+  for (int byte = 0; byte < 4; ++byte) {
+    int i = 4 * q + byte;
+    if constexpr (Bits < 8) {
+      constexpr int kQuads = Fields<Bits>::kInputs / 4;
+      i = q / kQuads * 4 * kQuads + Fields<Bits>::quad_input(q % kQuads, byte);
+    }
+    word |= static_cast<uint32_t>(rounded[i]) << 8 * byte;
+  }
+  return static_cast<int32_t>(word);
+}
+
+// Scratch for the inputs of all rows, of which a tile's lie together.
+struct IntegerScratch {
+  int32_t *quads, *starts;
+  float *scales, *sums;
+
+  IntegerScratch(Pool& pool, const Weight& w, int64_t rows) {
+    const int64_t groups = rows * w.groups();
+    Arena arena{static_cast<uint8_t*>(pool.scratch(0, 0, rows * w.k + groups * 12 + 256))};
+    quads = arena.take<int32_t>(rows * w.k / 4);
+    starts = arena.take<int32_t>(groups);
+    scales = arena.take<float>(groups);
+    sums = arena.take<float>(groups);
+  }
+
+  IntegerInputs of(const Weight& w, int64_t row) const {
+    const int64_t groups = row * w.groups();
+    return {quads + row * w.k / 4, starts + groups, scales + groups, sums + groups};
+  }
+
+  // Fills in the tile of ``rows`` rows, from ``x`` on.
+  template <int Bits>
+  void fill(const Weight& w, const float* x, int64_t first, int64_t rows) const {
+    const int32_t zero = (w.second == Second::none ? static_cast<int32_t>(w.zero) : 0) + (Bits == 8 ? 128 : 0);
+    for (int64_t m = 0; m < rows; ++m) {
+      int32_t* quad = quads + first * w.k / 4 + m;
+      for (int64_t g = 0; g < w.groups(); ++g) {
+        uint8_t rounded[kMaxGroup];
+        int32_t sum;
+        const int64_t at = first * w.groups() + g * rows + m;
+        const float scale = round_to_8_bits(x + m * w.k + g * w.group, w.group, rounded, &sum);
+        scales[at] = scale;
+        sums[at] = static_cast<float>(sum) * scale;
+        starts[at] = -zero * sum;
+        for (int q = 0; q < w.group / 4; ++q, quad += rows) *quad = input_quad<Bits>(rounded, q);
       }
     }
   }
-}
+};
 
 // A task is some panels, whose weights stay in L1, and a block of rows, whose inputs stay in L2.
-template <int Bits>
+template <int Bits, bool Dot>
 void linear_integer(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   const Tiles tiles(rows, kIntegerHeight);
-  const int64_t groups = w.groups();
-  Arena arena{static_cast<uint8_t*>(pool.scratch(0, 0, rows * (w.k * 2 + groups * 8) + 192))};
-  int32_t* pairs = arena.take<int32_t>(rows * w.k / 2);
-  float* scales = arena.take<float>(rows * groups);
-  float* sums = arena.take<float>(rows * groups);
+  const IntegerScratch scratch(pool, w, rows);
   parallel(pool, tiles.count, [&](int64_t t, int) {
     const int64_t row = tiles.start(t);
-    integer_inputs<Bits>(w, x + row * w.k, tiles.height(t), pairs + row * w.k / 2, scales + row * groups, sums + row * groups);
+    scratch.fill<Bits>(w, x + row * w.k, row, tiles.height(t));
   });
   const int64_t panels = w.panels(), a_task = panels_a_task(pool, w, tiles, kLanePanels);
   const int64_t columns = (panels + a_task - 1) / a_task;
-  const int64_t most = kRowBlockBytes / (2 * w.k * kIntegerHeight), blocks = most > 0 ? (tiles.count + most - 1) / most : tiles.count;
+  const int64_t most = kRowBlockBytes / (w.k * kIntegerHeight), blocks = most > 0 ? (tiles.count + most - 1) / most : tiles.count;
   parallel(pool, blocks * columns, [&](int64_t task, int) {
     const int64_t block = task / columns, begin = task % columns * a_task;
     const int64_t end = begin + a_task < panels ? begin + a_task : panels;
     for (int64_t t = tiles.count * block / blocks; t < tiles.count * (block + 1) / blocks; ++t) {
       const int64_t row = tiles.start(t);
-      const IntegerInputs inputs{pairs + row * w.k / 2, scales + row * groups, sums + row * groups};
+      const IntegerInputs inputs = scratch.of(w, row);
       with_rows<kIntegerHeight>(tiles.height(t), [&](auto height) {
         for (int64_t p = begin; p < end; p += kLanePanels) {
-          integer_panels<Bits, height>(w, p, inputs, bias, out + row * stride, stride);
+          integer_panels<Bits, Dot, height>(w, p, inputs, bias, out + row * stride, stride);
         }
       });
     }
   });
 }
 
-struct GroupedKernels {
-  void (*linear)(Pool&, const float*, int64_t, const Weight&, const float*, float*, int64_t);
-  void (*embed)(const Weight&, int64_t, float, float*);
-};
+// Without Dot, bytes would take as many instructions as floats.
+template <Code C, bool Dot>
+constexpr bool kIntegersGain = C != Code::table4 && C != Code::float8 && (Dot || C != Code::int8);
 
-template <Code C>
-constexpr GroupedKernels kCodeKernels{linear_code<C>, embed_code<C>};
-template <Code C>
-constexpr GroupedKernels kIntegerKernels{linear_integer<bits_of(C)>, embed_code<C>};
+#else
+template <int Bits, bool Dot>
+void linear_integer(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride);
+template <Code C, bool Dot>
+constexpr bool kIntegersGain = false;
+#endif
 
-template <Code C>
-const GroupedKernels& integer_kernels(const Weight& w) {
-  return w.inputs.rounding == Inputs::Rounding::int16 ? kIntegerKernels<C> : kCodeKernels<C>;
+// ``call`` with a weight's code as a constant.
+template <typename Call>
+void with_code(Code code, Call&& call) {
+  switch (code) {
+    case Code::int2: return call(std::integral_constant<Code, Code::int2>());
+    case Code::int3: return call(std::integral_constant<Code, Code::int3>());
+    case Code::int5: return call(std::integral_constant<Code, Code::int5>());
+    case Code::int6: return call(std::integral_constant<Code, Code::int6>());
+    case Code::int8: return call(std::integral_constant<Code, Code::int8>());
+    case Code::table4: return call(std::integral_constant<Code, Code::table4>());
+    case Code::float8: return call(std::integral_constant<Code, Code::float8>());
+    default: return call(std::integral_constant<Code, Code::int4>());
+  }
 }
 
-const GroupedKernels& grouped_kernels(const Weight& w) {
-  switch (w.code) {
-    case Code::int2: return integer_kernels<Code::int2>(w);
-    case Code::int3: return integer_kernels<Code::int3>(w);
-    case Code::int5: return integer_kernels<Code::int5>(w);
-    case Code::int6: return integer_kernels<Code::int6>(w);
-    case Code::int8: return integer_kernels<Code::int8>(w);
-    case Code::table4: return kCodeKernels<Code::table4>;
-    case Code::float8: return kCodeKernels<Code::float8>;
-    default: return integer_kernels<Code::int4>(w);
-  }
+template <bool Dot>
+void linear_grouped(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
+  with_code(w.code, [&](auto code) {
+    if constexpr (kIntegersGain<code, Dot>) {
+      if (w.inputs.rounding == Inputs::Rounding::by_group) {
+        return linear_integer<bits_of(code), Dot>(pool, x, rows, w, bias, out, stride);
+      }
+    }
+    linear_code<code>(pool, x, rows, w, bias, out, stride);
+  });
 }

@@ -154,7 +154,8 @@ PyObject* py_replay(PyObject*, PyObject* const* raw, Py_ssize_t count) {
 
 std::vector<const Kernels*> usable_kernels() {
   std::vector<const Kernels*> found;
-  for (const Kernels* kernels : {avx512_kernels(), avx2_kernels(), &portable_kernels()}) {
+  for (const Kernels* kernels :
+       {avx512_vnni_kernels(), avx512_kernels(), avx_vnni_kernels(), avx2_kernels(), &portable_kernels()}) {
     if (kernels) found.push_back(kernels);
   }
   return found;

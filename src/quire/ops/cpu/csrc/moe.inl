@@ -105,6 +105,7 @@ void route(Pool& pool, const RouteArgs& a) {
   a.offsets[0] = 0;
 }
 
+template <bool Dot>
 void grouped_linear(Pool& pool, const GroupedArgs& a) {
   const int64_t n = a.stack[0].n, k = a.stack[0].k;
   for (int64_t e = 0; e < a.count; ++e) {
@@ -116,7 +117,7 @@ void grouped_linear(Pool& pool, const GroupedArgs& a) {
       for (int64_t r = 0; r < rows; ++r) memcpy(gathered + r * k, a.x + a.rows[begin + r] * k, k * 4);
       x = gathered;
     }
-    linear(pool, x, rows, a.stack[e], a.bias ? a.bias + e * n : nullptr, a.out + begin * n, n);
+    linear<Dot>(pool, x, rows, a.stack[e], a.bias ? a.bias + e * n : nullptr, a.out + begin * n, n);
   }
 }
 

@@ -1,4 +1,4 @@
-// All kernels of an instruction set, and their table; ``kName`` names it.
+// All kernels of an instruction set, and their tables: without and with the processor's products of bytes.
 #include "vec.h"
 #include "wide.h"
 #include "tiles.inl"
@@ -11,5 +11,8 @@
 #include "sample.inl"
 #include "moe.inl"
 
-constexpr Kernels kTable = {kName, linear, embed, rms_norm, gate_up_act, store_kv, attention, sample,
-                           route, grouped_linear, combine, layer_norm, norm_columns, add_rows, activate, softcap};
+template <bool Dot>
+constexpr Kernels table(const char* name) {
+  return {name, linear<Dot>, embed, rms_norm, gate_up_act, store_kv, attention, sample,
+          route, grouped_linear<Dot>, combine, layer_norm, norm_columns, add_rows, activate, softcap};
+}

@@ -60,11 +60,18 @@ QUIRE_INLINE F8 field(I8 x) {
   return _mm256_cvtepi32_ps(kHighest ? _mm256_srli_epi32(x, At % 32)
                                      : _mm256_and_si256(x, _mm256_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
 }
-// Of each 16-bit half of the lanes, bits ``At`` to ``At + Bits`` as a number.
+// Of each byte, bits ``At`` to ``At + Bits`` as a number.
 template <int Bits, int At>
-QUIRE_INLINE I8 halves(I8 x) {
-  const I8 moved = At ? _mm256_srli_epi16(x, At) : x;
-  return At + Bits == 16 ? moved : _mm256_and_si256(moved, _mm256_set1_epi16((1 << Bits) - 1));
+QUIRE_INLINE I8 bytes(I8 x) {
+  return _mm256_and_si256(_mm256_srli_epi16(x, At), _mm256_set1_epi8((1 << Bits) - 1));
+}
+// Of each 16-bit half, the numbers of ``Bits`` bits at ``Low`` in ``low`` and at ``High`` in ``high``, a byte each.
+template <int Bits, int Low, int High>
+QUIRE_INLINE I8 two_bytes(I8 low, I8 high) {
+  const I8 first = _mm256_srli_epi16(low, Low);
+  const I8 second = High > 8 ? _mm256_srli_epi16(high, High > 8 ? High - 8 : 0) : _mm256_slli_epi16(high, High > 8 ? 0 : 8 - High);
+  return _mm256_or_si256(_mm256_and_si256(first, _mm256_set1_epi16((1 << Bits) - 1)),
+                         _mm256_and_si256(second, _mm256_set1_epi16(((1 << Bits) - 1) << 8)));
 }
 // rest + the highest ``Bits`` bits of each half, moved to bit ``At``.
 template <int Bits, int At>
@@ -73,18 +80,28 @@ QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
   return At == 0 ? moved : _mm256_or_si256(rest, _mm256_and_si256(moved, _mm256_set1_epi16(((1 << Bits) - 1) << At)));
 }
 QUIRE_INLINE F8 to_float(I8 x) { return _mm256_cvtepi32_ps(x); }
-// 2 x 8 bytes as 8 pairs of 16-bit integers.
-QUIRE_INLINE I8 load_pairs(const uint8_t* p) {
-  const __m128i first = _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p));
-  const __m128i both = _mm_unpacklo_epi8(first, _mm_loadl_epi64(reinterpret_cast<const __m128i*>(p + 8)));
-  return _mm256_cvtepi8_epi16(both);
+QUIRE_INLINE I8 ints(int32_t x) { return _mm256_set1_epi32(x); }
+// 4 x 8 signed bytes as the quads of 8 lanes, 128 added to each.
+QUIRE_INLINE I8 load_byte_quads(const uint8_t* p) {
+  const I8 lanes = _mm256_permutevar8x32_epi32(load_ints(p), _mm256_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7));
+  const I8 across = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  return _mm256_xor_si256(_mm256_shuffle_epi8(lanes, across), _mm256_set1_epi8(-128));
 }
-// acc += the sums of the products of ``w``'s pairs and one pair. In assembly as ``accumulate``.
-QUIRE_INLINE void accumulate_pairs(I8& acc, I8 w, const int32_t* pair) {
-  I8 product;
-  __asm__("vpbroadcastd %3, %1\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
-          : "+x"(acc), "=&x"(product)
-          : "x"(w), "m"(*pair));
+// acc += the sums of the products of unsigned quads and one signed quad, twice. In assembly as ``accumulate``. By AVX-VNNI
+// (``Dot``), or for numbers below 64, whose sums of four products fit 16 bits.
+template <bool Dot>
+QUIRE_INLINE void accumulate_quads(I8& acc, I8 w0, const int32_t* a0, I8 w1, const int32_t* a1) {
+  I8 first, second;
+  if constexpr (Dot) {
+    __asm__("vpbroadcastd %5, %1\n\t%{vex%} vpdpbusd %1, %3, %0\n\tvpbroadcastd %6, %2\n\t%{vex%} vpdpbusd %2, %4, %0"
+            : "+x"(acc), "=&x"(first), "=&x"(second)
+            : "x"(w0), "x"(w1), "m"(*a0), "m"(*a1));
+  } else {
+    __asm__("vpbroadcastd %5, %1\n\tvpmaddubsw %1, %3, %1\n\tvpbroadcastd %6, %2\n\tvpmaddubsw %2, %4, %2\n\t"
+            "vpaddw %2, %1, %1\n\tvpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+x"(acc), "=&x"(first), "=&x"(second)
+            : "x"(w0), "x"(w1), "m"(*a0), "m"(*a1), "x"(_mm256_set1_epi16(1)));
+  }
 }
 // Lane by lane, the entry of a table (low: entries 0 to 7, high: the others) that the 4 bits from ``At`` on point to.
 template <int At>
@@ -207,25 +224,9 @@ QUIRE_INLINE F8 field(I8 x) {
   return __builtin_convertvector(kHighest ? x >> At & kMask : x & kMask << (kHighest ? 0 : At), F8);
 }
 template <int Bits, int At>
-QUIRE_INLINE I8 halves(I8 x) {
-  return x >> At & ((1 << Bits) - 1) * 0x10001;
-}
-template <int Bits, int At>
 QUIRE_INLINE I8 add_highest(I8 rest, I8 x) {
   const I8 moved = x >> (16 - Bits - At) & (((1 << Bits) - 1) << At) * 0x10001;
   return At == 0 ? moved : rest | moved;
-}
-QUIRE_INLINE F8 to_float(I8 x) { return __builtin_convertvector(x, F8); }
-QUIRE_INLINE I8 load_pairs(const uint8_t* p) {
-  I8 x;
-  for (int i = 0; i < 8; ++i) {
-    const uint32_t low = static_cast<uint16_t>(static_cast<int8_t>(p[i])), high = static_cast<uint16_t>(static_cast<int8_t>(p[i + 8]));
-    x[i] = static_cast<int32_t>(low | high << 16);
-  }
-  return x;
-}
-QUIRE_INLINE void accumulate_pairs(I8& acc, I8 w, const int32_t* pair) {
-  acc += (w << 16 >> 16) * static_cast<int16_t>(*pair) + (w >> 16) * (*pair >> 16);
 }
 template <int At>
 QUIRE_INLINE F8 lookup(I8 x, F8 low, F8 high) {

@@ -18,7 +18,8 @@ constexpr int bits_of(Code code) { return static_cast<int>(code) % 10; }
 
 // Elements of less than 8 bits fill 32-bit words: ``kInputs`` of them ``kWords`` words. The first half of the inputs lies in
 // the words' lower 16 bits, the other half in the upper: lowest bits first, as many in each word as fit as a whole; the last
-// of them (where bits are no power of 2) in the halves' highest bits. So a word yields pairs of 16-bit integers.
+// of them (where bits are no power of 2) in the halves' highest bits. So a word yields pairs of 16-bit integers, and one
+// or two of them a quad of bytes.
 template <int Bits>
 struct Fields {
   static constexpr int kInputs = Bits == 4 ? 8 : Bits % 2 ? 32 : 16;
@@ -35,6 +36,14 @@ struct Fields {
   static constexpr int at(int i) {
     return i / kPairs * 16 + Bits * (whole(i) ? pair(i) % kPerWord : pair(i) - kWhole);
   }
+
+  // Where whole bytes of a word can be taken at once, its quads are these; else two pairs that follow each other are one.
+  static constexpr bool kByBytes = 8 % Bits == 0;
+  static constexpr int kPerByte = 8 / Bits;
+  static constexpr int quad_pair(int q, bool odd) {
+    return kByBytes ? q / kPerByte * kPerWord + odd * kPerByte + q % kPerByte : 2 * q + odd;
+  }
+  static constexpr int quad_input(int q, int byte) { return quad_pair(q, byte % 2) + byte / 2 * kPairs; }
 };
 
 enum class Second : int { none, minimum, zero };
@@ -42,13 +51,13 @@ enum class Second : int { none, minimum, zero };
 // What becomes of the inputs before they are multiplied, as part of the layer.
 struct Inputs {
   const int32_t* order;  // input k of the weight is input order[k] of the layer; null: in order
-  enum class Rounding : int { none, int8, fp8, int16 } rounding;  // int16: if the kernel likes
+  enum class Rounding : int { none, int8, fp8, by_group } rounding;  // by_group: to 8 bits, where that is faster
   float scale;     // 0: from each row's own values
   float zero;      // the integer that stands for 0, if ``scale`` is given
   int64_t group;   // inputs that share a scale; 0: all of a row
   bool symmetric;  // else a row's own zero is found along with its scale
 
-  bool exact() const { return rounding == Rounding::none || rounding == Rounding::int16; }
+  bool exact() const { return rounding == Rounding::none || rounding == Rounding::by_group; }
   bool plain() const { return !order && exact(); }
 };
 

@@ -39,9 +39,15 @@ QUIRE_INLINE Wide field(WideInts x) {
                                      : _mm512_and_si512(x, _mm512_set1_epi32(((1 << Bits) - 1) << (kHighest ? 0 : At))));
 }
 template <int Bits, int At>
-QUIRE_INLINE WideInts halves(WideInts x) {
-  const WideInts moved = At ? _mm512_srli_epi16(x, At) : x;
-  return At + Bits == 16 ? moved : _mm512_and_si512(moved, _mm512_set1_epi16((1 << Bits) - 1));
+QUIRE_INLINE WideInts bytes(WideInts x) {
+  return _mm512_and_si512(_mm512_srli_epi16(x, At), _mm512_set1_epi8((1 << Bits) - 1));
+}
+template <int Bits, int Low, int High>
+QUIRE_INLINE WideInts two_bytes(WideInts low, WideInts high) {
+  const WideInts first = _mm512_srli_epi16(low, Low);
+  const WideInts second = High > 8 ? _mm512_srli_epi16(high, High > 8 ? High - 8 : 0) : _mm512_slli_epi16(high, High > 8 ? 0 : 8 - High);
+  const WideInts upper = _mm512_and_si512(second, _mm512_set1_epi16(((1 << Bits) - 1) << 8));
+  return _mm512_ternarylogic_epi32(first, _mm512_set1_epi16((1 << Bits) - 1), upper, 0xEA);  // first & mask | upper
 }
 template <int Bits, int At>
 QUIRE_INLINE WideInts add_highest(WideInts rest, WideInts x) {
@@ -49,14 +55,26 @@ QUIRE_INLINE WideInts add_highest(WideInts rest, WideInts x) {
   return At == 0 ? moved : _mm512_or_si512(rest, _mm512_and_si512(moved, _mm512_set1_epi16(((1 << Bits) - 1) << At)));
 }
 QUIRE_INLINE Wide to_float(WideInts x) { return _mm512_cvtepi32_ps(x); }
-QUIRE_INLINE WideInts load_pairs(const uint8_t* low, const uint8_t* high) {
-  return _mm512_inserti64x4(_mm512_castsi256_si512(load_pairs(low)), load_pairs(high), 1);
+QUIRE_INLINE WideInts wide_ints(int32_t x) { return _mm512_set1_epi32(x); }
+QUIRE_INLINE WideInts load_byte_quads(const uint8_t* low, const uint8_t* high) {
+  const WideInts order = _mm512_setr_epi32(0, 2, 4, 6, 1, 3, 5, 7, 8, 10, 12, 14, 9, 11, 13, 15);
+  const WideInts across = _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+  const WideInts quads = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(order, load_ints(low, high)), across);
+  return _mm512_xor_si512(quads, _mm512_set1_epi8(-128));
 }
-QUIRE_INLINE void accumulate_pairs(WideInts& acc, WideInts w, const int32_t* pair) {
-  WideInts product;
-  __asm__("vpbroadcastd %3, %1\n\tvpmaddwd %1, %2, %1\n\tvpaddd %1, %0, %0"
-          : "+v"(acc), "=&v"(product)
-          : "v"(w), "m"(*pair));
+template <bool Dot>
+QUIRE_INLINE void accumulate_quads(WideInts& acc, WideInts w0, const int32_t* a0, WideInts w1, const int32_t* a1) {
+  if constexpr (Dot) {
+    __asm__("vpdpbusd %3%{1to16%}, %1, %0\n\tvpdpbusd %4%{1to16%}, %2, %0"
+            : "+v"(acc)
+            : "v"(w0), "v"(w1), "m"(*a0), "m"(*a1));
+  } else {
+    WideInts first, second;
+    __asm__("vpbroadcastd %5, %1\n\tvpmaddubsw %1, %3, %1\n\tvpbroadcastd %6, %2\n\tvpmaddubsw %2, %4, %2\n\t"
+            "vpaddw %2, %1, %1\n\tvpmaddwd %7, %1, %1\n\tvpaddd %1, %0, %0"
+            : "+v"(acc), "=&v"(first), "=&v"(second)
+            : "v"(w0), "v"(w1), "m"(*a0), "m"(*a1), "v"(_mm512_set1_epi16(1)));
+  }
 }
 typedef Wide Table;
 QUIRE_INLINE Table load_table(const float* entries) { return load_wide(entries); }
