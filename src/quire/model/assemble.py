@@ -22,6 +22,7 @@ from quire.model.recurrent import GatedDelta
 from quire.model.source import Source
 from quire.model.spec import AttentionSpec, DecoderSpec, DeltaSpec, LatentSpec, MlpSpec, MoeSpec, NormSpec
 from quire.model.weight_map import DeltaNames, WeightMap
+from quire.ops.backend import Weight
 from quire.ops.layouts import Dense, Fp8, Int8Channel, Layout, join
 
 Each = Callable[[Callable[[int], Layer], Iterable[int]], Iterable[Layer]]
@@ -91,7 +92,8 @@ class _Layer:
         norm = self._norm(names.attention_norm)
         if spec.placement == "parallel":
             return Parallel(attention, mlp, norm)
-        mlp_norm = self._norm(names.mlp_norm)
+        norm = replace(norm, reader=_reader(attention))
+        mlp_norm = replace(self._norm(names.mlp_norm), reader=_reader(mlp))
         if spec.placement == "pre":
             return PreNorm(attention, mlp, norm, mlp_norm)
         after = self._norm(names.post_attention_norm), self._norm(names.post_mlp_norm)
@@ -257,6 +259,16 @@ class _Layer:
 
     def _named(self, name: str, expert: int = 0, head: int = 0) -> str:
         return name.format(i=self._index, e=expert, h=head)
+
+
+def _reader(part: Attention | LatentAttention | GatedDelta | Mlp | Moe) -> Weight | None:
+    """The weight of the product that alone reads what the part is given, if it is one."""
+    match part:
+        case Attention(gate=None):
+            return part.qkv.weight
+        case Mlp():
+            return part.gate_up.weight
+    return None
 
 
 def _for_any_inputs(layout: Layout) -> Layout:

@@ -127,9 +127,18 @@ class Ops(Protocol):
         ...
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """``r = x + residual`` (or ``x``); returns ``(r / rms(r) * weight, r)``. May overwrite ``residual``."""
+        """``r = x + residual`` (or ``x``); returns ``(r / rms(r) * weight, r)``. May overwrite ``residual``.
+
+        ``reader``: the weight of the one product that reads the norm. It may then come in a form, of the same shape,
+        that only ``linear`` and ``gated_linear`` with that weight take.
+        """
         ...
 
     def layer_norm(
@@ -139,6 +148,7 @@ class Ops(Protocol):
         bias: torch.Tensor | None,
         eps: float,
         residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """As ``rms_norm``, of ``r - mean(r)``; ``bias`` (float32) is added."""
         ...

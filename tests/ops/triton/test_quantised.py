@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from quire.model.decoder import Step
+from quire.model.decoder import Decoder, Step
 from quire.model.dummy import DummyLoader
 from quire.model.families import describe
 from quire.ops.backend import Pages
@@ -17,6 +17,7 @@ from quire.ops.reference import ReferenceOps
 from quire.ops.triton import TritonOps, octets, planes
 from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
 from quire.ops.triton.quantised import expand
+from quire.ops.triton.rounding import rounded
 from quire.ops.triton.tiles import Experts
 from quire.quant.at_load import NF4
 from quire.quant.mxfp4 import TABLE
@@ -188,7 +189,7 @@ def test_gated_experts(ops: TritonOps, name: str) -> None:
     elif stack.activation is None:
         got = octets.product(inputs, stack, offset, ops._counters, ops.dtype, **more)
     else:
-        q, scale, zero = octets.rounded(inputs, stack.activation)
+        q, scale, zero = rounded(inputs, stack.activation)
         got = octets.product(q, stack, offset, ops._counters, ops.dtype, scale, zero, **more)
     close_enough(got, REFERENCE.gate_up_act(want, "silu"), coarse_sums=name.startswith("fp8"))
 
@@ -226,30 +227,35 @@ def test_widths() -> None:
 @pytest.mark.parametrize("method", ["int4", "nf4", "fp8", "int8"])
 def test_model(float_ops: TritonOps, method: str) -> None:
     """A whole model with quantised weights."""
-    config = _CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
-    spec, names = describe(config)
-    logits = []
     reference = ReferenceOps()
     reference.device = float_ops.device  # random weights are made there
-    for ops in (reference, float_ops):
-        decoder = DummyLoader(spec, names, ops, method).decoder(1, 64)
-        torch.manual_seed(1)
-        step, pages = make_step([(9, 9), (20, 1)], 16)
-        stores = [new_pages(ops, pages) for _ in spec.layers]
-        for store in stores:
-            store.k.zero_()
-            store.v.zero_()
-        ids = (torch.arange(10) * 7).to(ops.device)
-        hidden = decoder.forward(Step(ids, [moved(step, ops.device)]), stores)
-        logits.append(decoder.logits(hidden))
+    want, got = (logits_of(tiny_llama(ops, method), ops) for ops in (reference, float_ops))
     tolerance = 2e-2 if method == "fp8" and float_ops.device.type == "cuda" else 1e-3  # see ``coarse_sums``
-    torch.testing.assert_close(logits[1], logits[0], rtol=tolerance, atol=tolerance * float(logits[0].abs().max()))
+    torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance * float(want.abs().max()))
+
+
+def tiny_llama(ops: ReferenceOps | TritonOps, method: str) -> Decoder:
+    config = _CONFIG | {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu"}
+    spec, names = describe(config)
+    return DummyLoader(spec, names, ops, method).decoder(1, 64)
+
+
+def logits_of(decoder: Decoder, ops: ReferenceOps | TritonOps, wanted: torch.Tensor | None = None) -> torch.Tensor:
+    """Of a prompt beside a decode."""
+    torch.manual_seed(1)
+    step, pages = make_step([(9, 9), (20, 1)], 16)
+    stores = [new_pages(ops, pages) for _ in decoder.spec.layers]
+    for store in stores:
+        store.k.zero_()
+        store.v.zero_()
+    ids = (torch.arange(10) * 7).to(ops.device)
+    return decoder.logits(decoder.forward(Step(ids, [moved(step, ops.device)], wanted), stores))
 
 
 def new_pages(ops: ReferenceOps | TritonOps, pages: int) -> Pages:
     if isinstance(ops, ReferenceOps):
         return ops.new_pages_on(pages, 16, 2, 16, torch.float32, ops.device)
-    return ops.new_pages(pages, 16, 2, 16, torch.float32)
+    return ops.new_pages(pages, 16, 2, 16, ops.dtype)
 
 
 _CONFIG = {

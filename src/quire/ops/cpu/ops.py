@@ -73,7 +73,12 @@ class CpuOps:
         return out
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight = _checked(x, torch.float32), _checked(weight, torch.float32)
         rows, width = x.shape
@@ -95,6 +100,7 @@ class CpuOps:
         bias: torch.Tensor | None,
         eps: float,
         residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         x, weight = _checked(x, torch.float32), _checked(weight, torch.float32)
         bias = None if bias is None else _checked(bias, torch.float32)

@@ -68,7 +68,12 @@ class ReferenceOps:
         return rows if multiplier == 1.0 else rows * multiplier
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x if residual is None else x + residual
         return _rms_norm(total, weight, eps), total
@@ -80,6 +85,7 @@ class ReferenceOps:
         bias: torch.Tensor | None,
         eps: float,
         residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         total = x if residual is None else x + residual
         return F.layer_norm(total, weight.shape, weight, bias, eps), total

@@ -12,7 +12,6 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.narrow import OctetsWeight
 from quire.ops.triton.tiles import (
@@ -31,10 +30,6 @@ from quire.ops.triton.tiles import (
     store_outputs,
     sum_parts,
 )
-
-_FP8_MAX = tl.constexpr(448.0)
-_ROUND = tl.constexpr(12582912.0)  # 1.5 * 2 ** 23: adding and subtracting it rounds to the nearest, ties to even
-
 
 # Four integers of 8 bits in a register, to four floats: bytes q + 128 are the low bits of 2^23 + 128 + q.
 _INTEGERS = tl.constexpr(
@@ -191,83 +186,6 @@ def _product(
     if HAS_BIAS:
         total += tl.load(bias_ptr + place, mask=real, other=0.0).to(tl.float32)[:, None]
     store_outputs(total, out_ptr, tl.program_id(1), row, here, N, BLOCK_N, ACTIVATION)
-
-
-@triton.jit(do_not_specialize=["fixed_scale", "fixed_zero"])
-def _round(
-    x_ptr,
-    out_ptr,
-    scale_ptr,
-    zero_ptr,
-    K,
-    fixed_scale,
-    fixed_zero,
-    GROUP: tl.constexpr,
-    FIXED: tl.constexpr,
-    SYMMETRIC: tl.constexpr,
-    BLOCK: tl.constexpr,
-    DEVICE: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    inputs_ready(PDL)
-    row = tl.program_id(0).to(tl.int64)
-    group = tl.program_id(1)
-    at = group * GROUP + tl.arange(0, BLOCK)
-    mask = (tl.arange(0, BLOCK) < GROUP) & (at < K)
-    x = tl.load(x_ptr + row * K + at, mask=mask, other=0.0).to(tl.float32)
-    FLOAT: tl.constexpr = out_ptr.dtype.element_ty != tl.int8
-    zero = 0.0
-    if FIXED:
-        scale = fixed_scale
-        zero = fixed_zero
-    elif FLOAT or SYMMETRIC:
-        scale = tl.div_rn(tl.max(tl.abs(x), 0), 448.0 if FLOAT else 127.5)
-    else:
-        low = tl.minimum(tl.min(x, 0), 0.0)
-        scale = tl.div_rn(tl.maximum(tl.max(x, 0), 0.0) - low, 255.0)
-        zero = tl.minimum(tl.maximum(-128.0 - tl.div_rn(low, tl.maximum(scale, 1e-37)), -128.0), 127.0)
-        zero = (zero + _ROUND) - _ROUND
-    q = tl.div_rn(x, tl.maximum(scale, 1e-37))
-    if FLOAT:
-        q = tl.minimum(tl.maximum(q, -_FP8_MAX), _FP8_MAX)
-        if not DEVICE:  # the interpreter cuts off what the device rounds
-            most = q * 1048577.0
-            q = tl.where(tl.abs(q) < 0.015625, (q + 24576.0) - 24576.0, most - (most - q))
-    else:
-        q = (tl.minimum(tl.maximum(q + zero, -129.0), 128.0) + _ROUND) - _ROUND
-        q = tl.minimum(tl.maximum(q, -128.0), 127.0)
-    tl.store(out_ptr + row * K + at, q.to(out_ptr.dtype.element_ty), mask=mask)
-    tl.store(scale_ptr + row * tl.num_programs(1) + group, scale)
-    tl.store(zero_ptr + row * tl.num_programs(1) + group, zero)
-
-
-def rounded(x: torch.Tensor, how: ActivationQuant) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """``x [T, K]`` in 8 bits, with the scales ``[T, groups]`` and zero points that ``how`` asks for."""
-    rows, k = x.shape
-    group = min(how.group or k, k)
-    groups = triton.cdiv(k, group)
-    q = torch.empty(rows, k, dtype=torch.int8 if how.kind == "int8" else torch.float8_e4m3fn, device=x.device)
-    scale = torch.empty(rows, groups, dtype=torch.float32, device=x.device)
-    zero = torch.empty_like(scale)
-    block = triton.next_power_of_2(group)
-    launch(
-        _round,
-        (rows, groups),
-        x.contiguous(),
-        q,
-        scale,
-        zero,
-        k,
-        how.scale or 1.0,
-        float(how.zero),
-        GROUP=group,
-        FIXED=how.scale is not None,
-        SYMMETRIC=how.symmetric,
-        BLOCK=block,
-        DEVICE=x.device.type == "cuda",
-        num_warps=max(1, min(32, block // 512)),
-    )
-    return q, scale, zero
 
 
 def product(

@@ -124,9 +124,14 @@ class TritonOps:
         return elementwise.embed(_matrix(weight), ids, multiplier)
 
     def rms_norm(
-        self, x: torch.Tensor, weight: torch.Tensor, eps: float, residual: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        eps: float,
+        residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return norm.norm(x, weight, None, eps, residual, centred=False)
+        return norm.norm(x, weight, None, eps, residual, centred=False, how=quantised.rounding_of(reader))
 
     def layer_norm(
         self,
@@ -135,8 +140,9 @@ class TritonOps:
         bias: torch.Tensor | None,
         eps: float,
         residual: torch.Tensor | None = None,
+        reader: Weight | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        return norm.norm(x, weight, bias, eps, residual, centred=True)
+        return norm.norm(x, weight, bias, eps, residual, centred=True, how=quantised.rounding_of(reader))
 
     def norm_columns(
         self,

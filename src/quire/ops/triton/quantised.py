@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import torch
 
+from quire.ops.backend import Weight
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton import elementwise, moe, octets, planes
 from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight
+from quire.ops.triton.rounding import RoundedInput, rounded
 from quire.ops.triton.tiles import Experts
 
 # From so many rows on it is faster to expand the weights for cuBLAS (H100, all products of an 8B model's layer: 639 us
@@ -49,8 +51,14 @@ def grouped_linear(
         return planes.product(x, stack, bias, counters, experts=experts)
     if stack.activation is None or x.shape[0] == 0:
         return octets.product(x, stack, bias, counters, x.dtype, experts=experts)
-    q, scale, zero = octets.rounded(x, stack.activation)
+    q, scale, zero = rounded(x, stack.activation)
     return octets.product(q, stack, bias, counters, x.dtype, scale, zero, experts=experts)
+
+
+def rounding_of(weight: Weight | None) -> ActivationQuant | None:
+    """How a norm may round what ``linear`` takes: where rows are rounded as a whole."""
+    how = weight.activation if isinstance(weight, OctetsWeight) else None
+    return None if how is None or how.group else how
 
 
 def _rounded(
@@ -61,25 +69,26 @@ def _rounded(
     counters: torch.Tensor,
     activation: str | None,
 ) -> torch.Tensor:
-    if x.shape[0] == 0:
-        return x.new_empty(0, weight.shape[0] // 2 if activation else weight.shape[0])
-    q, scale, zero = octets.rounded(x, how)
-    if x.shape[0] >= SCALED_MM_ROWS and scaled_mm_takes(x, weight):
-        out = torch._scaled_mm(q, weight.q.T, scale, weight.scale, out_dtype=x.dtype, use_fast_accum=True)
+    """``x``: plain, or a ``RoundedInput``."""
+    rows, dtype = x.shape[0], x.source if isinstance(x, RoundedInput) else x.dtype
+    if rows == 0:
+        return x.new_empty(0, weight.shape[0] // 2 if activation else weight.shape[0], dtype=dtype)
+    q, scale, zero = x.rounded if isinstance(x, RoundedInput) else rounded(x, how)
+    if rows >= SCALED_MM_ROWS and scaled_mm_takes(q, weight, dtype):
+        out = torch._scaled_mm(q, weight.q.T, scale, weight.scale, out_dtype=dtype, use_fast_accum=True)
         out = out if bias is None else out + bias
         return elementwise.activate(out, activation, gated=True) if activation else out
-    return octets.product(q, weight, bias, counters, x.dtype, scale, zero, activation=activation)
+    return octets.product(q, weight, bias, counters, dtype, scale, zero, activation=activation)
 
 
-def scaled_mm_takes(x: torch.Tensor, weight: OctetsWeight) -> bool:
+def scaled_mm_takes(q: torch.Tensor, weight: OctetsWeight, dtype: torch.dtype) -> bool:
     """Whether torch has a product for it: 8-bit floats with one scale for each row and each output."""
-    how, (n, k) = weight.activation, weight.shape
+    n, k = weight.shape
     return (
-        x.device.type == "cuda"
-        and x.dtype is torch.bfloat16
-        and how is not None
-        and how.kind == "fp8"
-        and how.group is None
+        q.device.type == "cuda"
+        and dtype is torch.bfloat16
+        and q.dtype is torch.float8_e4m3fn
+        and rounding_of(weight) is not None
         and weight.scale.shape[0] == 1
         and n % 16 == 0
         and k % 16 == 0
