@@ -17,7 +17,8 @@ except ImportError:  # no compiler here: the reference is all there is
 def _backends() -> dict[str, Ops]:
     found: dict[str, Ops] = {"reference": ReferenceOps()}
     if CpuOps is not None:
-        found |= {name: CpuOps(2, name) for name in INSTRUCTION_SETS if not name.endswith("vnni")}  # theirs are for int8
+        kinds = [name for name in INSTRUCTION_SETS if not name.endswith("vnni")]  # what is theirs is for int8 inputs
+        found |= {name: CpuOps(2, name) for name in kinds}
         found["one-thread"] = CpuOps(1)
         found["cpu"] = load()
     return found

@@ -1,4 +1,4 @@
-"""Products whose inputs are rounded to 8 bits by groups: exact for what they are then, the same for a row in any company."""
+"""Products whose inputs are rounded to 8 bits by groups: exact for those, a row the same in any company."""
 
 from __future__ import annotations
 

@@ -29,7 +29,8 @@ class Pair:
     """A model in Quire and in Transformers."""
 
     def __init__(self, path: Path) -> None:
-        self.llm = LLM(str(path), max_model_len=2048)
+        self.path = path
+        self.llm = LLM(str(path), max_model_len=2048, cpu_activations="float32")
         self.hf: Any = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
 
     def logits(self, ids: list[int]) -> torch.Tensor:
@@ -106,3 +107,14 @@ def test_answers_sensibly(smollm2_path: Path) -> None:
     )[0].outputs[0]
     assert "Paris" in answer.text
     assert answer.finish_reason == "stop"
+
+
+def test_perplexity_by_default(pair: Pair) -> None:
+    """With activations rounded to 8 bits it is that of Transformers in float32 within 1 %."""
+    text = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()[:4000]
+    output = LLM(str(pair.path), max_model_len=2048).generate(text, SamplingParams(max_tokens=1, prompt_logprobs=0))[0]
+    ids = output.prompt_token_ids
+    assert output.prompt_logprobs is not None
+    got = [entry[token].logprob for entry, token in zip(output.prompt_logprobs[1:], ids[1:], strict=True) if entry]
+    want = pair.logits(ids)[:-1].log_softmax(dim=1).gather(1, torch.tensor(ids[1:])[:, None]).mean()
+    assert abs(sum(got) / len(got) - float(want)) < 0.01

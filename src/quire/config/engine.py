@@ -81,8 +81,8 @@ class EngineConfig(ModelSource):
     )
     cpu_activations: Literal["auto", "float32", "int8"] = _device(
         "auto",
-        "What products with weights of integers see of activations on a CPU. int8 (a scale for each group) is two to three "
-        "times as fast as float32 and less exact; auto: int8 for GGUF, as in llama.cpp, else float32.",
+        "What products with integer weights see of activations on a CPU. int8 (with a scale for each group) is up to "
+        "three times as fast as float32 and less exact; auto: int8 for GGUF, as in llama.cpp, else float32.",
     )
     kv_cache_dtype: Literal["auto", "float32", "float16", "bfloat16", "fp8"] = _device(
         "auto", "Type of keys and values in pages (auto: that of the activations; fp8: on a GPU)."

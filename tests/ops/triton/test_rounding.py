@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from quire.ops.layouts import ActivationQuant, Dense, Fp8, Int8Channel, Layout
+from quire.ops.reference.rounding import rounded as reference_rounded
 from quire.ops.triton import TritonOps, norm, quantised, rounding
 from quire.ops.triton.rounding import RoundedInput, rounded
 from tests.ops.triton.harness import draw, given
@@ -46,6 +47,15 @@ def test_norm(ops: TritonOps, how: ActivationQuant, width: int, rows: int, resid
     same(got_sum, want_sum)
     for part, want in zip(got.rounded, rounded(plain, how), strict=True):
         same(part, want)
+
+
+@pytest.mark.parametrize("how", ROUNDINGS.values(), ids=ROUNDINGS.keys())
+@pytest.mark.parametrize(("rows", "width"), [(1, 20), (3, 300), (1, 4096), (33, 5000), (34, 5000), (1, 14336)])
+def test_as_the_reference(ops: TritonOps, how: ActivationQuant, rows: int, width: int) -> None:
+    """By one program for a row, or several."""
+    x = given(ops, draw(ops, rows, width) * 10.0 ** torch.randint(-4, 5, (rows, 1)))
+    q, scale, zero = rounded(x, how)
+    torch.testing.assert_close((q.float() - zero) * scale, reference_rounded(x.float(), how), rtol=1e-6, atol=0)
 
 
 def same(got: torch.Tensor, want: torch.Tensor) -> None:

@@ -18,9 +18,8 @@ CGROUP_LIMIT = Path("/sys/fs/cgroup/cpu.max")
 def load(threads: int | None = None, int8_inputs: bool = False) -> Ops:
     """The CPU ops on ``threads`` threads (default: the cores this process may use). ``int8_inputs``: see ``CpuOps``.
 
-    ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512_vnni, avx512, avx_vnni,
-    avx2 or portable.
-    Raises ``ValueError`` when there are no such kernels for this processor.
+    ``$QUIRE_CPU_INSTRUCTIONS`` holds them to an instruction set below the processor's best: avx512_vnni, avx512,
+    avx_vnni, avx2 or portable. Raises ``ValueError`` when there are no such kernels for this processor.
     """
     try:
         from quire.ops.cpu.ops import CpuOps

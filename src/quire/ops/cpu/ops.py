@@ -30,8 +30,8 @@ class CpuOps:
     def __init__(self, threads: int, instruction_set: str | None = None, int8_inputs: bool = False) -> None:
         """``instruction_set``: one of ``INSTRUCTION_SETS``, those of this processor; by default the first, its best.
 
-        ``int8_inputs``: products with grouped integers round their inputs to 8 bits, each group by a scale of its own, where
-        the instruction set gains by it.
+        ``int8_inputs``: products with grouped integers round their inputs to 8 bits, each group by a scale of its own,
+        where the instruction set gains by it.
         """
         if instruction_set is not None and instruction_set not in INSTRUCTION_SETS:
             known = ", ".join(INSTRUCTION_SETS)

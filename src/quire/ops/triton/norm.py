@@ -8,7 +8,7 @@ import triton.language as tl
 
 from quire.ops.layouts import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
-from quire.ops.triton.rounding import RoundedInput, in_8_bits, unset
+from quire.ops.triton.rounding import RoundedInput, in_8_bits, scale_of, unset
 
 _PLAIN = ActivationQuant("fp8")  # in place of how to round, where nothing is rounded
 
@@ -55,7 +55,12 @@ def _norm(
         y += tl.load(bias_ptr + part + at, mask=mask, other=0.0).to(tl.float32)
     if ROUNDS:
         y = tl.where(mask, y.to(x_ptr.dtype.element_ty).to(tl.float32), 0.0)  # as a kernel of its own would read it
-        y, scale, zero = in_8_bits(y, fixed_scale, fixed_zero, out_ptr.dtype.element_ty, FIXED, SYMMETRIC, DEVICE)
+        KIND: tl.constexpr = out_ptr.dtype.element_ty
+        scale = fixed_scale
+        zero = fixed_zero
+        if not FIXED:
+            scale, zero = scale_of(y, KIND, SYMMETRIC)
+        y = in_8_bits(y, scale, zero, KIND, not FIXED, DEVICE)
         tl.store(scale_ptr + tl.program_id(0), scale)
         tl.store(zero_ptr + tl.program_id(0), zero)
         # As many numbers a thread as of x: with more, all threads would hold more, and the sums have another order.

@@ -535,7 +535,7 @@ def plan_tiles(rows: int, n: int, k: int, weight_bytes: int, plain: bool, groupe
         return Tiles(16, 64, 1, 4, 2)
     if grouped:
         return Tiles(max(16, triton.next_power_of_2(rows)), 64, 1, 4, 3) if rows <= 64 else Tiles(128, 128, 1, 8, 3)
-    blocks = triton.cdiv(k, PLANES_BLOCK)
+    blocks, rows = triton.cdiv(k, PLANES_BLOCK), max(rows, 16)  # fewer go through the same tiles
     return min(
         _candidates(rows, n, blocks, weight_bytes, plain),
         key=lambda tiles: _nanoseconds(tiles, rows, n, blocks, weight_bytes, plain),
