@@ -10,7 +10,7 @@ from quire.config.sources import suggestion
 
 PREFIX = "QUIRE_"
 OTHER_VARIABLES = {
-    "QUIRE_CPU_INSTRUCTIONS": "holds the CPU to avx512_vnni, avx512, avx_vnni, avx2 or portable kernels (default: the best)",
+    "QUIRE_CPU_INSTRUCTIONS": "holds CPU kernels to avx512_vnni, avx512, avx_vnni, avx2 or portable (default: best)",
     "QUIRE_LLAMA_BIN": "folder of llama.cpp's programs, for benchmarks/compare_cpu.py",
 }
 # What Kubernetes sets in every pod beside a service that is called quire.
