@@ -17,8 +17,8 @@ _REASONS: dict[str, tuple[str, ...]] = {
     "its attention does not go through Transformers' attention interface": (
         "axk2", "big_bird", "bigbird_pegasus", "blenderbot", "codegen", "cpmant", "deepseek_v32", "deepseek_v4",
         "diffllama", "doge", "dots3_note", "dots3_note_text", "glm_moe_dsa", "gpt_neox_japanese", "hy_v4",
-        "megatron-bert", "mllama", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr", "xglm",
-        "xlm", "xlnet",
+        "megatron-bert", "mllama", "mvp", "openai-gpt", "prophetnet", "reformer", "rembert", "roformer", "trocr",
+        "xglm", "xlm", "xlnet",
     ),
 }  # fmt: skip
 _ENCODERS = (

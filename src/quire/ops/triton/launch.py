@@ -18,6 +18,7 @@ from typing import Any
 import torch
 import triton
 import triton.language as tl
+from triton.runtime import driver
 
 _compiled: ContextVar[dict[int, Any] | None] = ContextVar("compiled", default=None)  # within ``compile_only``
 
@@ -59,20 +60,27 @@ def compiling() -> bool:
 def compile_only() -> Iterator[None]:
     """Within it launches compile and do no more, all at the same time; at its end all are done and loaded.
 
-    Triton holds the interpreter's lock for a fifth of a compilation, so threads do. To load a kernel is to compile its
-    launcher, in C, too.
+    Triton holds the interpreter's lock for a fifth of a compilation, so threads do.
     """
-    compiled: dict[int, Any] = {}
+    compiled: dict[int, Any] = {}  # kernels, or futures of them
     before = _compiled.set(compiled)
     try:
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             with triton.AsyncCompileMode(pool):
                 yield
-            list(pool.map(_load, compiled.values()))
+            kernels = [each.result() if hasattr(each, "result") else each for each in compiled.values()]
+            list(pool.map(_compile_launcher, {_launcher_of(kernel): kernel for kernel in kernels}.values()))
+        for kernel in kernels:
+            _ = kernel.run  # loads it, when first asked for
     finally:
         _compiled.reset(before)
 
 
-def _load(kernel: Any) -> None:
-    """``kernel``: compiled, or a future of it."""
-    _ = (kernel.result() if hasattr(kernel, "result") else kernel).run  # made when first asked for
+def _launcher_of(kernel: Any) -> tuple[object, ...]:
+    """What Triton's launcher, a module in C, is made from; several kernels have one."""
+    return (*kernel.src.signature.values(), str(getattr(kernel.metadata, "tensordesc_meta", None)))
+
+
+def _compile_launcher(kernel: Any) -> None:
+    """For the files it leaves. What it returns is of no use: threads may get each other's, for all bear one name."""
+    driver.active.launcher_cls(kernel.src, kernel.metadata)
