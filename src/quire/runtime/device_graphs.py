@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from quire.ops.backend import SampleStep
+from quire.ops.triton.capture import uncollected
 
 PADDED = 2048  # tokens
 LONGER_ROWS = 256  # beyond which FlashAttention-4 would take a variant of its own
@@ -57,7 +58,10 @@ class DeviceGraphs:
         pool, stream = self._pool, self._stream or torch.cuda.Stream()
         for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):  # smaller ones fit into the largest's memory
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.stream(stream):  # torch.cuda.graph would wait for the device and empty caches each time
+            with (
+                uncollected(),
+                torch.cuda.stream(stream),
+            ):  # torch.cuda.graph would wait for the device and empty caches each time
                 graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     output = self._run(shape)

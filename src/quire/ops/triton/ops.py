@@ -27,6 +27,7 @@ from quire.ops.triton import (
     rope,
     sampling,
 )
+from quire.ops.triton.capture import uncollected
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight, moved, packed, stacked
 from quire.ops.triton.pages import TritonPages, new_pages, triton_pages
 from quire.ops.triton.tiles import Experts
@@ -89,7 +90,7 @@ class TritonOps:
             return None
         function()  # whatever compiles or is allocated once, does so outside of the graph
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with uncollected(), torch.cuda.graph(graph):
             result = function()
 
         def replay() -> torch.Tensor:
