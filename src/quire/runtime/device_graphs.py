@@ -58,10 +58,8 @@ class DeviceGraphs:
         pool, stream = self._pool, self._stream or torch.cuda.Stream()
         for shape in sorted(shapes, key=lambda s: s.tokens, reverse=True):  # smaller ones fit into the largest's memory
             graph = torch.cuda.CUDAGraph()
-            with (
-                uncollected(),
-                torch.cuda.stream(stream),
-            ):  # torch.cuda.graph would wait for the device and empty caches each time
+            # torch.cuda.graph would wait for the device and empty caches each time.
+            with uncollected(), torch.cuda.stream(stream):
                 graph.capture_begin(pool, capture_error_mode="thread_local")
                 try:
                     output = self._run(shape)
