@@ -45,13 +45,12 @@ def test_nothing_is_collected_within(eager_collector: None) -> None:
 def test_a_graph_in_the_garbage(eager_collector: None) -> None:
     ops = TritonOps("cuda")
     x = torch.ones(8, device="cuda")
-    knots: list[dict[str, Any]] = [{"replay": ops.record(lambda: x + 1)} for _ in range(2)]
-    for knot in knots:
-        knot["itself"] = knot
-    del knot
+    graphs = [ops.record(lambda: x + 1) for _ in range(2)]  # the body runs once before the capture
 
     def body() -> torch.Tensor:
-        knots.pop()  # the first time before the capture
+        knot: dict[str, Any] = {"replay": graphs.pop()}
+        knot["itself"] = knot
+        del knot
         return torch.stack([x * i for i in range(100)]).sum()
 
     replay = ops.record(body)
