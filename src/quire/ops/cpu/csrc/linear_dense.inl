@@ -16,7 +16,7 @@ void dense_direct(const Weight& w, int64_t panel, const float* a, const float* b
   for (; k + kSums <= w.k; k += kSums, a += kSums * Rows, b += kSums * 16) {
     QUIRE_UNROLL
     for (int s = 0; s < kSums; ++s) {
-      __builtin_prefetch(reinterpret_cast<const uint8_t*>(b + s * 16) + 1024);
+      prefetch_ahead(b + s * 16);
       multiply_tile<Rows>(a + s * Rows, Rows, 1, b + s * 16, 16, 1, acc[s]);
     }
   }

@@ -147,7 +147,6 @@ constexpr int kDirectHeight = 5;   // 5 rows x 2 vectors of sums, 2 packed, 2 un
 constexpr int direct_pairs(int rows) { return rows == 2 ? 2 : 1; }
 constexpr int direct_sums(int rows) { return rows == 1 ? 4 : 1; }
 #endif
-constexpr int64_t kPrefetchBytes = 16 * 1024;
 
 // Inputs of a tile of rows as ``grouped_direct`` wants them.
 struct DirectInputs {
@@ -163,8 +162,6 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
   const uint8_t* block = first.data;
   const uint8_t* super = block;
   const int64_t apart = first.apart, block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
-  // Panels are short streams, which the processor's own prefetching misses: fetch what the next call reads.
-  const int64_t all = 2 * Pairs * w.panel_bytes(), ahead = all < kPrefetchBytes ? all : 1024;
   const Table table = load_table(w.table);
   const bool offset = w.has_offset();
   const float* a = x.values;
@@ -191,7 +188,7 @@ void grouped_direct(const Weight& w, int64_t panel, const DirectInputs& x, const
     }
     for (int64_t i = 0; i < block_bytes; i += 64) {
       QUIRE_UNROLL
-      for (int p = 0; p < 2 * Pairs; ++p) __builtin_prefetch(block + p * apart + ahead + i);
+      for (int p = 0; p < 2 * Pairs; ++p) prefetch_ahead(block + p * apart + i);
     }
     multiply_group<C, Rows, Pairs, kSums>(block + head, apart, w.group, table, a, acc);
     QUIRE_UNROLL

@@ -105,7 +105,7 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
   const uint8_t* block = first.data;
   const uint8_t* super = block;
   const int64_t apart = first.apart, block_bytes = w.block_bytes(), head = w.head_bytes(), groups = w.groups();
-  const int64_t column = panel * 8, left = w.n - column, ahead = w.panel_bytes() * kLanePanels;
+  const int64_t column = panel * 8, left = w.n - column;
   const bool offset = w.second != Second::none;
   const int32_t *a = x.quads, *starts = x.starts;
   const float *scales = x.scales, *sums = x.sums;
@@ -117,10 +117,9 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
       super = block;
       block += w.super_bytes();
     }
-    // Panels are short streams, which the processor's own prefetching misses: fetch what the next call reads.
     for (int64_t i = 0; i < block_bytes; i += 64) {
       QUIRE_UNROLL
-      for (int p = 0; p < kLanePanels; ++p) __builtin_prefetch(block + p * apart + ahead + i);
+      for (int p = 0; p < kLanePanels; ++p) prefetch_ahead(block + p * apart + i);
     }
     Ints acc[Rows];
     QUIRE_UNROLL

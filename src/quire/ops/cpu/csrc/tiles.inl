@@ -80,6 +80,11 @@ void interleave(const float* x, int64_t rows, int64_t width, float* out) {
   }
 }
 
+// Weights of few rows are streams, many of them short, which the processor's own prefetching misses: L2 gets what is read
+// some microseconds later.
+constexpr int64_t kAhead = 12 * 1024;
+QUIRE_INLINE void prefetch_ahead(const void* p) { __builtin_prefetch(static_cast<const uint8_t*>(p) + kAhead, 0, 1); }
+
 // acc += a x b [count][16, rows ``b_stride`` apart]. Of ``a``, inputs lie ``next`` apart and rows ``row`` apart.
 template <int Rows, typename T>
 QUIRE_INLINE void multiply_tile(const float* a, int64_t next, int64_t row, const T* b, int64_t b_stride, int64_t count,
