@@ -34,7 +34,13 @@ class Harness:
     ) -> None:
         """``ops``: if not the CPU's."""
         config = EngineConfig(
-            model=str(model), device="cpu", max_model_len=128, max_num_seqs=4, threads=1, quantization=quantization
+            model=str(model),
+            device="cpu",
+            max_model_len=128,
+            max_num_seqs=4,
+            threads=1,
+            quantization=quantization,
+            cpu_activations="float32",
         )
         b = make_blueprint(config, ops)
         self.decoder = b.loader.decoder(1, 128)
