@@ -56,10 +56,7 @@ def _norm(
     if ROUNDS:
         y = tl.where(mask, y.to(x_ptr.dtype.element_ty).to(tl.float32), 0.0)  # as a kernel of its own would read it
         KIND: tl.constexpr = out_ptr.dtype.element_ty
-        scale = fixed_scale
-        zero = fixed_zero
-        if not FIXED:
-            scale, zero = scale_of(y, KIND, SYMMETRIC)
+        scale, zero = scale_of(y, fixed_scale, fixed_zero, KIND, FIXED, SYMMETRIC)
         y = in_8_bits(y, scale, zero, KIND, not FIXED, DEVICE)
         tl.store(scale_ptr + tl.program_id(0), scale)
         tl.store(zero_ptr + tl.program_id(0), zero)

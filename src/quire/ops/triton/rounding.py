@@ -35,11 +35,14 @@ class RoundedInput(torch.Tensor):
 
 
 @triton.jit
-def scale_of(x, KIND: tl.constexpr, SYMMETRIC: tl.constexpr):
-    """Scale and zero point for numbers ``x``, those beyond their end 0."""
+def scale_of(x, fixed_scale, fixed_zero, KIND: tl.constexpr, FIXED: tl.constexpr, SYMMETRIC: tl.constexpr):
+    """Scale and zero point for numbers ``x``, those beyond their end 0: given ones, or from the numbers themselves."""
     FLOAT: tl.constexpr = tl.int8 != KIND
     zero = 0.0
-    if FLOAT or SYMMETRIC:
+    if FIXED:
+        scale = fixed_scale
+        zero = fixed_zero
+    elif FLOAT or SYMMETRIC:
         scale = tl.div_rn(tl.max(tl.abs(x), 0), 448.0 if FLOAT else 127.5)
     else:
         low = tl.minimum(tl.min(x, 0), 0.0)
@@ -93,14 +96,11 @@ def _round(
     row = tl.program_id(0).to(tl.int64)
     group = tl.program_id(1)
     KIND: tl.constexpr = out_ptr.dtype.element_ty
-    scale = fixed_scale
-    zero = fixed_zero
     at = tl.arange(0, BLOCK)
     mask = (at < GROUP) & (group * GROUP + at < K)
     place = row * K + group * GROUP + at
     x = tl.load(x_ptr + place, mask=mask, other=0.0).to(tl.float32)
-    if not FIXED:
-        scale, zero = scale_of(x, KIND, SYMMETRIC)
+    scale, zero = scale_of(x, fixed_scale, fixed_zero, KIND, FIXED, SYMMETRIC)
     if PARTS > 1:
         at = tl.program_id(2) * (BLOCK // PARTS) + tl.arange(0, BLOCK // PARTS)
         mask = (at < GROUP) & (group * GROUP + at < K)

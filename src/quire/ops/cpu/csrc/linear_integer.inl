@@ -2,6 +2,8 @@
 // llama.cpp does for blocks of 32 or 256. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
 // AVX-VNNI, AVX-512 VNNI), or three do. A row's result does not depend on the other rows.
 
+#ifdef QUIRE_AVX2
+
 // Inputs of a tile of rows.
 struct IntegerInputs {
   const int32_t* quads;   // [K / 4][rows], four inputs a word
@@ -9,8 +11,6 @@ struct IntegerInputs {
   const float* scales;    // [groups][rows]
   const float* sums;      // [groups][rows]
 };
-
-#ifdef QUIRE_AVX2
 
 // What is multiplied at once: one panel or, in one register of AVX-512, a pair of them.
 #ifdef QUIRE_AVX512
