@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from quire.ops.backend import Ops
-from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.shapes import ActivationQuant
 
 ROWS = (1, 2, 3, 4, 5, 7, 16, 33, 200)
 FP8 = torch.float8_e4m3fn

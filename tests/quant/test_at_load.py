@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel
+from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Int8Channel
+from quire.ops.shapes import ActivationQuant
 from quire.quant.at_load import METHODS, quantize
-from quire.quant.detect import reader_of
+from quire.quant.reader import reader_of
 from tests.quant.checkpoints import NF4, tensor, write
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 from quire.ops.layouts import Codebook, Fp8, GroupedInt, Int8Channel, Layout
-from quire.quant.detect import reader_of
+from quire.quant.formats.detect import storage_of
+from quire.quant.reader import reader_of
 from tests.quant.checkpoints import (
     Awq,
     EightBit,
@@ -38,7 +39,7 @@ def read(
 ) -> Layout:
     checkpoint = write(path, {LAYER + name: t for name, t in tensors.items()}, config)
     reader = reader_of(checkpoint, None)
-    assert reader.tensors(LAYER, n, k, stack).items() <= {(m, checkpoint.info(m).shape) for m in checkpoint.names()}
+    assert storage_of(checkpoint, None).tensors(LAYER, n, k, stack).keys() <= set(checkpoint.names())
     layout = reader.read(LAYER, n, k, stack)
     assert layout.shape == (stack * n, k)
     stored = sum(checkpoint.info(m).nbytes for m in checkpoint.names())

@@ -10,6 +10,7 @@ from gguf.quants import dequantize as reference
 
 from quire.ops.backend import backend
 from quire.ops.layouts import Codebook, Dense, GroupedInt
+from quire.quant.formats.storage import check_type
 from quire.quant.gguf import CHUNK, dequantize, loaded_nbytes, unpack
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf import GGUFFile
@@ -156,3 +157,15 @@ def test_real_tensors_are_exact(model: str, request: pytest.FixtureRequest) -> N
 
 def test_all_types_of_the_issue_are_read() -> None:
     assert set(GGUF_TYPES.values()) >= {*FLOATS, *BLOCKS}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_types_that_plain_weights_may_have_are_those_that_are_read(kind: str) -> None:
+    data = np.zeros(256 // TYPES[kind].block * TYPES[kind].nbytes, np.uint8)
+    try:
+        check_type("weight", kind)
+    except CheckpointError:
+        with pytest.raises(CheckpointError, match="cannot be computed with"):
+            unpack(RawTensor(kind, (1, 256), data))
+    else:
+        assert unpack(RawTensor(kind, (1, 256), data)).shape == (1, 256)

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from quire.quant.detect import reader_of
+from quire.quant.formats.detect import storage_of
+from quire.quant.reader import reader_of
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf_checkpoint import GGUFCheckpoint
 from tests.quant.checkpoints import (
@@ -184,15 +185,17 @@ def test_values(tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str
         (changed(NF, STATE, lambda t: t[:9]), "no valid JSON"),
         (changed(NF, STATE, lambda t: t.float()), "no JSON text"),
         (({**FP8.tensors, ".weight_scale": torch.ones(7)}, FP8_CONFIG), r"weight_scale has the shape \[7\]"),
+        (({".weight": torch.ones(32, 65)}, FP8_CONFIG), r"up_proj.weight has the shape \[32, 65\].*\[32, 64\]"),
+        (({".weight": torch.ones(32, 64).double()}, FP8_CONFIG), "up_proj.weight has the type F64.*F32, F16, BF16"),
     ],
 )  # fmt: skip
 def test_shapes_and_types_before_anything_is_read(
     tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str
 ) -> None:
     tensors, config = case
-    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None)
+    storage = storage_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None)
     with pytest.raises(CheckpointError, match=words):
-        reader.nbytes(LAYER, 32, 64)
+        storage.tensors(LAYER, 32, 64)
 
 
 @pytest.mark.parametrize(
@@ -200,15 +203,15 @@ def test_shapes_and_types_before_anything_is_read(
     [(SYM, "up_proj.qweight is of a quantised layer, but config.json"), (NF, "up_proj.weight has the type U8")],
 )
 def test_a_lost_quantization_config(tmp_path: Path, made: Any, words: str) -> None:
-    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, None), None)
+    storage = storage_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, None), None)
     with pytest.raises(CheckpointError, match=words):
-        reader.tensors(LAYER, 32, 64)
+        storage.tensors(LAYER, 32, 64)
 
 
 def test_a_lost_quantisation_state(tmp_path: Path) -> None:
     tensors = {LAYER + name: t for name, t in NF.tensors.items() if name != STATE}
     with pytest.raises(CheckpointError, match=r"up_proj.weight has the type U8.*state"):
-        reader_of(write(tmp_path, tensors, NF.config), None).tensors(LAYER, 32, 64)
+        storage_of(write(tmp_path, tensors, NF.config), None).tensors(LAYER, 32, 64)
 
 
 def test_zero_points_that_are_there_count(tmp_path: Path) -> None:
@@ -222,16 +225,16 @@ def test_zero_points_that_are_there_count(tmp_path: Path) -> None:
 def test_missing_tensors_are_named(tmp_path: Path, name: str) -> None:
     tensors, config = gptq()
     del tensors[name]
-    reader = reader_of(write(tmp_path, {LAYER + n: t for n, t in tensors.items()}, config), None)
+    storage = storage_of(write(tmp_path, {LAYER + n: t for n, t in tensors.items()}, config), None)
     lacking = ".weight" if name == ".qweight" else name  # without codes it would be a plain layer
     with pytest.raises(CheckpointError, match=LAYER + lacking):
-        reader.nbytes(LAYER, 32, 64)
+        storage.tensors(LAYER, 32, 64)
 
 
 @pytest.mark.parametrize(
     ("made", "n", "k"), [(Gptq(32, 64, 3, 32, True, True, False), 31, 64), (Awq(32, 64, 32), 30, 64)]
 )
 def test_sizes_that_fill_no_words(tmp_path: Path, made: Any, n: int, k: int) -> None:
-    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config), None)
+    storage = storage_of(write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config), None)
     with pytest.raises(CheckpointError, match=f"{n} outputs"):
-        reader.nbytes(LAYER, n, k)
+        storage.tensors(LAYER, n, k)

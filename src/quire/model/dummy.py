@@ -15,7 +15,7 @@ from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops, Weight
 from quire.ops.layouts import Dense, Layout
 from quire.quant.at_load import nbytes, quantize
-from quire.quant.detect import load_method
+from quire.quant.formats.detect import load_method
 
 _SCALE = 0.02
 

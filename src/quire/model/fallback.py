@@ -22,10 +22,9 @@ from quire.model.source import WeightSizes
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense, Layout
-from quire.quant.at_load import LoadReader
-from quire.quant.detect import load_method
-from quire.quant.gguf import check_type
-from quire.quant.reader import Reader
+from quire.quant.formats.detect import load_method
+from quire.quant.formats.storage import check_type
+from quire.quant.reader import LoadReader, Reader
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import FROM_ONE, CheckpointError, misshapen
 

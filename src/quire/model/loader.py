@@ -14,8 +14,9 @@ from quire.model.source import Headers, Tensors, WeightSizes
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops
-from quire.quant.detect import reader_of
+from quire.quant.formats.detect import storage_of
 from quire.quant.gguf import dequantize
+from quire.quant.reader import reader_of
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import FROM_ONE, CheckpointError
 
@@ -35,11 +36,12 @@ class Loader:
         self._checkpoint = checkpoint
         self._names = placed(names, checkpoint.names())
         self._ops = ops
+        self._storage = storage_of(checkpoint, quantization)
         self._reader = reader_of(checkpoint, quantization, names.kept_plain, ops.device)
 
     def check(self) -> WeightSizes:
         """Raises ``CheckpointError`` naming a tensor that is missing, misshapen or odd."""
-        headers = Headers(self._checkpoint, self._reader)
+        headers = Headers(self._storage, self._reader)
         assemble(self.spec, self._names, headers)
         self._check_unused(headers.used)
         return headers.sizes

@@ -11,9 +11,10 @@ import torch
 
 from quire.ops.backend import Ops, Weight
 from quire.ops.layouts import Dense, Layout
-from quire.quant.gguf import check_type, dequantize
+from quire.quant.formats.storage import Storage, check_type
+from quire.quant.gguf import dequantize
 from quire.quant.reader import Reader
-from quire.quant.scheme import to_torch
+from quire.quant.tensors import to_torch
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import misshapen
 
@@ -112,8 +113,9 @@ class Headers:
 
     dtype = torch.float32
 
-    def __init__(self, checkpoint: Checkpoint, reader: Reader) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, storage: Storage, reader: Reader) -> None:
+        self._storage = storage
+        self._checkpoint = storage.checkpoint
         self._reader = reader
         self._nbytes = 0  # of all tensors so far, once loaded
         self._widest = 0
@@ -128,8 +130,11 @@ class Headers:
         return name in self._checkpoint.names()
 
     def vector(self, name: str, *shape: int) -> torch.Tensor:
-        self._check(name, shape)
-        check_type(name, self._checkpoint.info(name).type)
+        self.used.add(name)
+        info = self._checkpoint.info(name)
+        if info.shape != shape:
+            raise misshapen(name, info.shape, shape)
+        check_type(name, info.type)
         self._nbytes += 4 * math.prod(shape)
         return torch.zeros(shape)  # arithmetic on the meta device would import torch._dynamo: a second, and 150 MB
 
@@ -137,8 +142,7 @@ class Headers:
         return values
 
     def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Dense:
-        for name, shape in self._reader.tensors(module, outputs, inputs, stack).items():
-            self._check(name, shape)
+        self.used.update(self._storage.tensors(module, outputs, inputs, stack))
         nbytes = self._reader.nbytes(module, outputs, inputs, stack)
         self._nbytes += nbytes
         return unread(stack * outputs, inputs, nbytes)
@@ -155,9 +159,3 @@ class Headers:
         for _ in layouts:  # which may be read only now
             pass
         return _Unread()
-
-    def _check(self, name: str, shape: tuple[int, ...]) -> None:
-        self.used.add(name)
-        info = self._checkpoint.info(name)
-        if info.shape != shape:
-            raise misshapen(name, info.shape, shape)

@@ -9,27 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 
+from quire.ops.shapes import ActivationQuant
+
 RowIndex = slice | torch.Tensor
-
-
-@dataclass(frozen=True)
-class ActivationQuant:
-    """How a checkpoint rounds the inputs of a layer before the product, as part of its arithmetic.
-
-    ``scale``: one number, fixed at calibration; ``None``: from each token's own values (or, with ``group``, from each
-    ``group`` of them). ``zero``: the integer that stands for 0 (``int8`` with a fixed scale). ``symmetric`` false: a
-    zero point is found along with the scale.
-    """
-
-    kind: Literal["int8", "fp8"]
-    scale: float | None = None
-    zero: int = 0
-    group: int | None = None
-    symmetric: bool = True
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What a spec says of operations beyond sizes. There are no tensors here: configs are read without torch."""
+"""What specs and checkpoints say of operations beyond sizes. There are no tensors here: both are read without torch."""
 
 from __future__ import annotations
 
@@ -41,3 +41,19 @@ class DeltaShape:
     def channels(self) -> int:
         """Of queries, keys and values, which the convolution mixes."""
         return 2 * self.key_heads * self.key_dim + self.value_heads * self.value_dim
+
+
+@dataclass(frozen=True)
+class ActivationQuant:
+    """How a checkpoint rounds the inputs of a layer before the product, as part of its arithmetic.
+
+    ``scale``: one number, fixed at calibration; ``None``: from each token's own values (or, with ``group``, from each
+    ``group`` of them). ``zero``: the integer that stands for 0 (``int8`` with a fixed scale). ``symmetric`` false: a
+    zero point is found along with the scale.
+    """
+
+    kind: Literal["int8", "fp8"]
+    scale: float | None = None
+    zero: int = 0
+    group: int | None = None
+    symmetric: bool = True

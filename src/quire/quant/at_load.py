@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 
-from quire.ops.layouts import ActivationQuant, Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
-from quire.quant.fp8 import MX_BLOCK
+from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.shapes import ActivationQuant
+from quire.quant.formats.fp8 import MX_BLOCK
 from quire.quant.grouped import MIN_GROUP
-from quire.quant.reader import Reader
 
 _CHUNK = {"cpu": 1 << 19, "cuda": 1 << 26}  # weights that are float32 at a time: a processor's cache, or a busy GPU
 _FP8_MAX = 448.0
@@ -36,35 +36,6 @@ NF4 = torch.tensor(
     ]
 )  # fmt: skip
 _NF4_BORDERS: list[float] = ((NF4[1:] + NF4[:-1]) / 2).tolist()
-
-
-class LoadReader:
-    """``reader``'s weights by ``method``, computed on ``device``; modules that end in one of ``keep`` stay."""
-
-    def __init__(self, reader: Reader, method: str, keep: Collection[str], device: torch.device) -> None:
-        self._reader = reader
-        self._method = method
-        self._keep = tuple(keep)
-        self._device = device
-
-    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        return self._reader.tensors(module, outputs, inputs, stack)
-
-    def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
-        stored = self._reader.nbytes(module, outputs, inputs, stack)
-        return (
-            stored if self._kept(module) else min(stored, nbytes(stack * outputs * inputs, self._method, self._device))
-        )
-
-    def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
-        layout = self._reader.read(module, outputs, inputs, stack)
-        return self.made(module, layout.weight) if isinstance(layout, Dense) else layout
-
-    def made(self, module: str, weight: torch.Tensor) -> Layout:
-        return Dense(weight) if self._kept(module) else quantize(weight.to(self._device), self._method)
-
-    def _kept(self, module: str) -> bool:
-        return module.endswith(self._keep) if self._keep else False
 
 
 def nbytes(weights: int, method: str, device: torch.device) -> int:

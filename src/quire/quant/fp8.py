@@ -1,68 +1,35 @@
-"""Checkpoints of 8-bit floats (e4m3): one scale a tensor, an output, or a block (DeepSeek's ``weight_scale_inv``, MX).
-
-Where the format's activations are dynamic, each token gets a scale of its own: one for a whole batch, which some
-engines take, would let requests change each other's results.
-"""
+"""Tensors of 8-bit floats, and the scales of their inputs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
 
 import torch
 
-from quire.ops.layouts import ActivationQuant, Fp8, Layout
-from quire.quant.scheme import FLOATS, Part, Scheme, Settings, finite, part
-from quire.weights.checkpoint import Checkpoint
+from quire.ops.layouts import Fp8, Layout
+from quire.ops.shapes import ActivationQuant
+from quire.quant.formats.fp8 import Fp8Scheme
+from quire.quant.tensors import finite
 from quire.weights.errors import CheckpointError
 
-_STATIC = (".input_scale", ".activation_scale")
-_MAX_BLOCK = 1 << 20
-MX_BLOCK = (1, 32)  # MXFP8: inputs of an output that share a power of two
+
+def layout(scheme: Fp8Scheme, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
+    weight, scale = tensors[".weight"], tensors[scheme.scale]
+    if bool((weight.view(torch.uint8) & 127 == 127).any()):
+        raise CheckpointError("The checkpoint is corrupt: a weight is no number.")
+    if scale.dtype == torch.uint8:
+        scale = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
+    scale, block = finite("a scale", scale.float()), scheme.block
+    if block is None:
+        block = (outputs, inputs) if scale.numel() == 1 else (1, inputs)
+        scale = scale.reshape(-1, 1)
+    return Fp8(weight, scale, block, _activation(scheme, tensors))
 
 
-@dataclass(frozen=True)
-class Fp8Scheme:
-    """``block``: outputs and inputs that share a scale; ``None``: one scale a tensor or an output.
-
-    ``static``: the ending of the tensor that holds the inputs' scale; ``dynamic``: how they are rounded without one.
-    """
-
-    scale: str
-    block: tuple[int, int] | None = None
-    static: str | None = None
-    dynamic: ActivationQuant | None = None
-
-    def parts(self, outputs: int, inputs: int) -> Mapping[str, Part]:
-        shapes: tuple[tuple[int, ...], ...] = ((), (1,), (outputs, 1), (outputs,), (1, 1))
-        if self.block:
-            shapes = ((-(-outputs // self.block[0]), -(-inputs // self.block[1])),)
-        # A block's scale is kept for each of its outputs.
-        scale = Part(shapes, (*FLOATS, "F8_E8M0"), floats=min(self.block[0], outputs) if self.block else 0)
-        if self.block == MX_BLOCK:
-            scale = Part(shapes, ("U8", "F8_E8M0"), floats=1)
-        parts = {".weight": part(outputs, inputs, types=("F8_E4M3",)), self.scale: scale}
-        if self.static:
-            parts[self.static] = Part(((), (1,), (1, 1)), FLOATS)
-        return parts
-
-    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        weight, scale = tensors[".weight"], tensors[self.scale]
-        if bool((weight.view(torch.uint8) & 127 == 127).any()):
-            raise CheckpointError("The checkpoint is corrupt: a weight is no number.")
-        if scale.dtype == torch.uint8:
-            scale = torch.ldexp(torch.ones_like(scale, dtype=torch.float32), scale.int() - 127)
-        scale, block = finite("a scale", scale.float()), self.block
-        if block is None:
-            block = (outputs, inputs) if scale.numel() == 1 else (1, inputs)
-            scale = scale.reshape(-1, 1)
-        return Fp8(weight, scale, block, self._activation(tensors))
-
-    def _activation(self, tensors: Mapping[str, torch.Tensor]) -> ActivationQuant | None:
-        if self.static:
-            return ActivationQuant("fp8", scale=positive(tensors[self.static]))
-        return self.dynamic
+def _activation(scheme: Fp8Scheme, tensors: Mapping[str, torch.Tensor]) -> ActivationQuant | None:
+    if scheme.static:
+        return ActivationQuant("fp8", scale=positive(tensors[scheme.static]))
+    return scheme.dynamic
 
 
 def positive(scale: torch.Tensor) -> float:
@@ -71,30 +38,3 @@ def positive(scale: torch.Tensor) -> float:
     if value <= 0:
         raise CheckpointError(f"The checkpoint is corrupt: an input_scale is {value}.")
     return value
-
-
-def fp8_schemes(checkpoint: Checkpoint, config: Mapping[str, Any]) -> Callable[[str], Scheme | None]:
-    """The scheme of each module, ``None`` for a plain one. Raises ``CheckpointError`` for unknown settings."""
-    settings, names = Settings("fp8", config), checkpoint.names()
-    static = settings.one_of("activation_scheme", "dynamic", ("static", "dynamic")) == "static"
-    block = block_of(config.get("weight_block_size"))
-    dynamic = None if static else ActivationQuant("fp8", group=block[1] if block else None)
-
-    def scheme_of(module: str) -> Scheme | None:
-        if module + ".weight" not in names or checkpoint.info(module + ".weight").type != "F8_E4M3":
-            return None
-        scale = ".weight_scale_inv" if module + ".weight_scale_inv" in names else ".weight_scale"
-        fixed = next((ending for ending in _STATIC if module + ending in names), _STATIC[0]) if static else None
-        return Fp8Scheme(scale, block, fixed, dynamic)
-
-    return scheme_of
-
-
-def block_of(value: Any) -> tuple[int, int] | None:
-    """A block's size as a config has it. Raises ``CheckpointError`` for what is none."""
-    match value:
-        case None:
-            return None
-        case [int(high), int(wide)] if 8 <= high <= _MAX_BLOCK and 8 <= wide <= _MAX_BLOCK:
-            return high, wide
-    raise CheckpointError(f"The fp8 checkpoint's block size is {str(value)[:30]}; two numbers from 8 on are needed.")

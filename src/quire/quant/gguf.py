@@ -29,15 +29,6 @@ _PAIR = 4  # bytes of a group's scale and its minimum on a GPU
 _DENSE = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 
-def check_type(name: str, type: str) -> None:
-    """Raises ``CheckpointError`` for a type that ``unpack`` and ``dequantize`` don't take."""
-    if type not in _DENSE and type not in _FORMS:
-        raise CheckpointError(
-            f"The tensor {name} has the type {type}, where plain weights are {', '.join(_DENSE)}: convert it, or, if "
-            "it is quantised, fetch what says how (scales, state, quantization_config), which is missing."
-        )
-
-
 def unpack(tensor: RawTensor) -> Layout:
     """The layout of a matrix ``[N, K]``. Raises ``CheckpointError`` for a type without one, or non-finite scales."""
     if len(tensor.shape) != 2:

@@ -8,15 +8,10 @@ from dataclasses import dataclass
 import torch
 
 from quire.ops.layouts import GroupedInt, Int8Channel
-from quire.quant.scheme import finite
+from quire.quant.tensors import finite
 from quire.weights.errors import CheckpointError
 
 MIN_GROUP = 8  # smaller groups of inputs are found in no checkpoint, and serve no kernel
-
-
-def group_count(inputs: int, size: int) -> int:
-    """Groups of ``size`` inputs; -1: one for all."""
-    return 1 if size == -1 else -(-inputs // size)
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,3 @@ def unpack_awq(words: torch.Tensor) -> torch.Tensor:
     """AWQ's 4-bit integers: ``[R, W] int32`` -> ``[R, 8 * W] uint8``."""
     nibbles = unpack_bits(words, 4, words.shape[1] * 8).view(*words.shape, 8)
     return nibbles[:, :, list(_AWQ_ORDER)].flatten(1)
-
-
-def packed_words(count: int, bits: int) -> int:
-    """32-bit words that hold ``count`` integers."""
-    return -(-count * bits // 32)

@@ -2,31 +2,55 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
 
 import torch
 
 from quire.ops.layouts import Dense, Layout
-from quire.quant.gguf import check_type, loaded_nbytes, unpack
-from quire.quant.scheme import Part, Scheme, to_torch
+from quire.quant import awq, bitsandbytes, compressed_tensors, float4, fp8, gptq
+from quire.quant.at_load import nbytes, quantize
+from quire.quant.formats.awq import AwqScheme
+from quire.quant.formats.bitsandbytes import EightBitScheme, FourBitScheme
+from quire.quant.formats.compressed_tensors import Int8Scheme, PackedScheme
+from quire.quant.formats.detect import storage_of
+from quire.quant.formats.fp8 import Fp8Scheme
+from quire.quant.formats.gptq import GptqScheme
+from quire.quant.formats.mxfp4 import Mxfp4Scheme
+from quire.quant.formats.nvfp4 import Nvfp4Scheme
+from quire.quant.formats.scheme import Scheme
+from quire.quant.formats.storage import Storage
+from quire.quant.gguf import loaded_nbytes, unpack
+from quire.quant.tensors import to_torch
 from quire.weights.checkpoint import Checkpoint
-from quire.weights.errors import CheckpointError, misshapen
-from quire.weights.tensors import RawTensor, TensorInfo
+from quire.weights.errors import CheckpointError
+from quire.weights.tensors import RawTensor
 
-_CODES = (".qweight", ".weight_packed")  # what quantised modules have in place of a ``.weight``
+_CPU = torch.device("cpu")
+# The kernel layout of a layer's tensors, keyed, shaped and typed as the scheme's ``parts`` say. Each raises
+# ``CheckpointError`` for values that make no sense.
+LAYOUTS: dict[type[Scheme], Callable[[Any, Mapping[str, torch.Tensor], int, int], Layout]] = {
+    GptqScheme: gptq.layout,
+    AwqScheme: awq.layout,
+    FourBitScheme: bitsandbytes.four_bit,
+    EightBitScheme: bitsandbytes.eight_bit,
+    PackedScheme: compressed_tensors.packed,
+    Int8Scheme: compressed_tensors.int8,
+    Fp8Scheme: fp8.layout,
+    Mxfp4Scheme: float4.mxfp4,
+    Nvfp4Scheme: float4.nvfp4,
+}
+
+logger = logging.getLogger("quire.quant")
 
 
 class Reader(Protocol):
-    """The linear layers of one checkpoint. ``stack``: that many matrices in one tensor, laid end to end (experts)."""
-
-    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        """Names and shapes of the tensors of a module; optional ones only where they are there."""
-        ...
+    """Linear layers by name. ``stack``: that many matrices in one tensor, laid end to end (experts)."""
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
-        """Bytes of a module once loaded. Raises ``CheckpointError`` for a missing tensor, or one of a wrong type."""
+        """Bytes of a module once loaded. Raises ``CheckpointError`` as ``Storage.tensors`` does."""
         ...
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
@@ -38,106 +62,93 @@ class Reader(Protocol):
         ...
 
 
-class PlainReader:
-    """Matrices in a ``.weight`` each: floats, or GGUF blocks."""
+class StoredReader:
+    """A checkpoint's layers as they are stored."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self._checkpoint = checkpoint
+    def __init__(self, storage: Storage, device: torch.device) -> None:
+        self._storage = storage
+        self._checkpoint = storage.checkpoint
         self._device = device
 
-    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        name, shape, names = self._name(module), (outputs, inputs), self._checkpoint.names()
-        if name in names:
-            check_type(name, self._checkpoint.info(name).type)
-        elif codes := [module + ending for ending in _CODES if module + ending in names]:
-            raise CheckpointError(
-                f"{codes[0]} is of a quantised layer, but config.json has no quantization_config that says how to read "
-                "it; fetch the checkpoint again with the config that belongs to it."
-            )
-        return {name: (stack, *shape) if stack > 1 else shape}
-
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
-        return loaded_nbytes(self._checkpoint.info(self._name(module)), self._device)
+        total = 0
+        for name, part in self._storage.tensors(module, outputs, inputs, stack).items():
+            info = self._checkpoint.info(name)
+            total += 4 * part.floats * math.prod(info.shape) if part.floats else loaded_nbytes(info, self._device)
+        return total
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
-        ((name, shape),) = self.tensors(module, outputs, inputs, stack).items()
-        raw = self._checkpoint.read(name, shape)
+        names = self._storage.tensors(module, outputs, inputs, stack)
+        scheme = self._storage.scheme_of(module)
+        if scheme is None:
+            (name,) = names
+            return self._plain(name, stack * outputs, inputs)
+        tensors = {}
+        for name in names:
+            tensor = to_torch(self._checkpoint.read(name))
+            self._checkpoint.release(name)
+            tensors[name.removeprefix(module)] = tensor.flatten(0, 1) if stack > 1 else tensor
         try:
-            layout = unpack(RawTensor(raw.type, (stack * outputs, inputs), raw.data))
+            return LAYOUTS[type(scheme)](scheme, tensors, stack * outputs, inputs)
+        except CheckpointError as error:
+            raise CheckpointError(f"{module}: {error}") from None
+
+    def made(self, module: str, weight: torch.Tensor) -> Layout:
+        return Dense(weight)
+
+    def _plain(self, name: str, outputs: int, inputs: int) -> Layout:
+        raw = self._checkpoint.read(name)
+        try:
+            layout = unpack(RawTensor(raw.type, (outputs, inputs), raw.data))
         except CheckpointError as error:
             raise CheckpointError(f"{name}: {error}") from None
         self._checkpoint.release(name)
         return layout
 
-    def made(self, module: str, weight: torch.Tensor) -> Layout:
-        return Dense(weight)
 
-    def _name(self, module: str) -> str:
-        # Experts in one tensor have no module of their own in Transformers: the parameter is named as the map says.
-        names = self._checkpoint.names()
-        return module if module in names and module + ".weight" not in names else module + ".weight"
+class LoadReader:
+    """``reader``'s weights by ``method``, computed on ``device``; modules that end in one of ``keep`` stay."""
 
-
-class SchemeReader:
-    """Modules that a quantisation format stores, by ``scheme_of``; the rest by ``plain``."""
-
-    def __init__(self, checkpoint: Checkpoint, plain: Reader, scheme_of: Callable[[str], Scheme | None]) -> None:
-        self._checkpoint = checkpoint
-        self._plain = plain
-        self._scheme_of = scheme_of
-
-    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        scheme = self._scheme_of(module)
-        if scheme is None:
-            return self._plain.tensors(module, outputs, inputs, stack)
-        return {name: self._shape(name, part, stack) for name, part in self._parts(scheme, module, outputs, inputs)}
+    def __init__(self, reader: Reader, method: str, keep: Collection[str], device: torch.device) -> None:
+        self._reader = reader
+        self._method = method
+        self._keep = tuple(keep)
+        self._device = device
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
-        scheme = self._scheme_of(module)
-        if scheme is None:
-            return self._plain.nbytes(module, outputs, inputs, stack)
-        total = 0
-        for name, part in self._parts(scheme, module, outputs, inputs):
-            info = self._checked(name, part, stack)
-            total += 4 * part.floats * math.prod(info.shape) if part.floats else info.nbytes
-        return total
+        stored = self._reader.nbytes(module, outputs, inputs, stack)
+        return (
+            stored if self._kept(module) else min(stored, nbytes(stack * outputs * inputs, self._method, self._device))
+        )
 
     def read(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
-        scheme = self._scheme_of(module)
-        if scheme is None:
-            return self._plain.read(module, outputs, inputs, stack)
-        tensors = {}
-        for name, part in self._parts(scheme, module, outputs, inputs):
-            self._checked(name, part, stack)
-            tensor = to_torch(self._checkpoint.read(name))
-            self._checkpoint.release(name)
-            tensors[name.removeprefix(module)] = tensor.flatten(0, 1) if stack > 1 else tensor
-        try:
-            return scheme.layout(tensors, stack * outputs, inputs)
-        except CheckpointError as error:
-            raise CheckpointError(f"{module}: {error}") from None
+        layout = self._reader.read(module, outputs, inputs, stack)
+        return self.made(module, layout.weight) if isinstance(layout, Dense) else layout
 
     def made(self, module: str, weight: torch.Tensor) -> Layout:
-        return self._plain.made(module, weight)
+        return Dense(weight) if self._kept(module) else quantize(weight.to(self._device), self._method)
 
-    def _parts(self, scheme: Scheme, module: str, outputs: int, inputs: int) -> Iterator[tuple[str, Part]]:
-        names = self._checkpoint.names()
-        for suffix, part in scheme.parts(outputs, inputs).items():
-            if not part.optional or module + suffix in names:
-                yield module + suffix, part
+    def _kept(self, module: str) -> bool:
+        return module.endswith(self._keep) if self._keep else False
 
-    def _shape(self, name: str, part: Part, stack: int) -> tuple[int, ...]:
-        """The allowed shape that the tensor has, or else the usual one."""
-        shapes = [(stack, *shape) if stack > 1 else shape for shape in part.shapes]
-        actual = self._checkpoint.info(name).shape
-        return actual if actual in shapes else shapes[0]
 
-    def _checked(self, name: str, part: Part, stack: int) -> TensorInfo:
-        info, shape = self._checkpoint.info(name), self._shape(name, part, stack)
-        if info.shape != shape:
-            raise misshapen(name, info.shape, shape)
-        if info.type not in part.types:
-            raise CheckpointError(
-                f"The tensor {name} has the type {info.type}, but its quantisation calls for {' or '.join(part.types)}."
-            )
-        return info
+def reader_of(
+    checkpoint: Checkpoint,
+    quantization: str | None,
+    keep: Collection[str] = (),
+    device: torch.device = _CPU,
+) -> Reader:
+    """The reader of a checkpoint's linear layers.
+
+    ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
+    are (embedding, head, routers). ``device``: that of the kernels, where it is computed. Raises ``CheckpointError``
+    as ``storage_of`` does.
+    """
+    storage = storage_of(checkpoint, quantization)
+    if storage.kv_scales:
+        logger.warning(
+            "The checkpoint's scales of keys and values (kv_cache_scheme) are not used: pages hold them in the type "
+            "of activations, or of --kv-cache-dtype, whose fp8 has a finer scale for each head and token."
+        )
+    reader = StoredReader(storage, device)
+    return reader if storage.at_load is None else LoadReader(reader, storage.at_load, keep, device)

@@ -12,15 +12,16 @@ from quire.model.decoder import Decoder, Step
 from quire.model.dummy import DummyLoader
 from quire.model.families import describe
 from quire.ops.backend import Pages
-from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.layouts import Codebook, Fp8, GroupedInt, Int8Channel, Layout
 from quire.ops.reference import ReferenceOps
+from quire.ops.shapes import ActivationQuant
 from quire.ops.triton import TritonOps, octets, planes
 from quire.ops.triton.narrow import OctetsWeight, PlanesWeight
 from quire.ops.triton.quantised import expand
 from quire.ops.triton.rounding import rounded
 from quire.ops.triton.tiles import Experts
 from quire.quant.at_load import NF4
-from quire.quant.mxfp4 import TABLE
+from quire.quant.float4 import TABLE
 from tests.ops.triton.harness import REFERENCE, close, draw, given, make_step, moved
 
 N, K = 72, 512

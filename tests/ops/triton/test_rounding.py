@@ -7,8 +7,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from quire.ops.layouts import ActivationQuant, Dense, Fp8, Int8Channel, Layout
+from quire.ops.layouts import Dense, Fp8, Int8Channel, Layout
 from quire.ops.reference.rounding import rounded as reference_rounded
+from quire.ops.shapes import ActivationQuant
 from quire.ops.triton import TritonOps, norm, quantised, rounding
 from quire.ops.triton.rounding import RoundedInput, rounded
 from tests.ops.triton.harness import draw, given

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel
+from quire.ops.layouts import Codebook, Fp8, GroupedInt, Int8Channel
+from quire.ops.shapes import ActivationQuant
 
 # csrc/weights.h: Type, Code, Second, Inputs::Rounding
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2, torch.int8: 3, torch.uint8: 4}

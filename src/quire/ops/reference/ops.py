@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 
 from quire.ops.backend import AttentionStep, DeltaWeights, Pages, Routes, SampleStep, Weight
-from quire.ops.layouts import ActivationQuant, Layout
+from quire.ops.layouts import Layout
 from quire.ops.reference.delta import gated_delta
 from quire.ops.reference.rounding import rounded
 from quire.ops.reference.routing import route
 from quire.ops.reference.sampling import sample
-from quire.ops.shapes import DeltaShape, Routing
+from quire.ops.shapes import ActivationQuant, DeltaShape, Routing
 
 ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from quire.ops.layouts import ActivationQuant
+from quire.ops.shapes import ActivationQuant
 
 _FP8_MAX = 448.0
 

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import torch
 
-from quire.ops.layouts import ActivationQuant, Codebook, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.layouts import Codebook, Fp8, GroupedInt, Int8Channel, Layout
+from quire.ops.shapes import ActivationQuant
 
 _PLANES = {2: (2,), 3: (2, 1), 4: (4,), 5: (4, 1), 6: (4, 2)}  # bits of each plane, the lowest first
 _WORDS = {4: torch.int32, 2: torch.int16, 1: torch.int8}

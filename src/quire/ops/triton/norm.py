@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from quire.ops.layouts import ActivationQuant
+from quire.ops.shapes import ActivationQuant
 from quire.ops.triton.launch import inputs_ready, launch
 from quire.ops.triton.rounding import RoundedInput, in_8_bits, scale_of, unset
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from quire.ops.backend import Weight
-from quire.ops.layouts import ActivationQuant
+from quire.ops.shapes import ActivationQuant
 from quire.ops.triton import elementwise, moe, octets, planes
 from quire.ops.triton.linear import wide_linear
 from quire.ops.triton.narrow import NarrowWeight, OctetsWeight, PlanesWeight

@@ -6,10 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quire.quant.awq import AwqScheme
-from quire.quant.gptq import GptqScheme
-from quire.quant.patterns import compiled
-from quire.quant.scheme import Scheme, Settings
+from quire.quant.formats.awq import AwqScheme
+from quire.quant.formats.gptq import GptqScheme
+from quire.quant.formats.patterns import compiled
+from quire.quant.formats.scheme import Scheme, Settings
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 

@@ -6,16 +6,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
-from quire.ops.layouts import Codebook, Layout
-from quire.quant.scheme import Part, Scheme, part
+from quire.quant.formats.scheme import Part, Scheme, part
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 
 BLOCK = 32
-_POSITIVE = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-TABLE = torch.tensor(_POSITIVE + tuple(-x for x in _POSITIVE))
 
 
 @dataclass(frozen=True)
@@ -35,17 +30,6 @@ class Mxfp4Scheme:
             self.codes: part(*codes, types=("U8",)),
             self.scales: part(outputs, blocks, types=("U8", "F8_E8M0")),
         }
-
-    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        scale = tensors[self.scales]
-        if bool((scale == 255).any()):
-            raise CheckpointError("The checkpoint is corrupt: a scale is no number.")
-        return Codebook(codes_of(tensors[self.codes], inputs), TABLE, scale, BLOCK)
-
-
-def codes_of(pairs: torch.Tensor, inputs: int) -> torch.Tensor:
-    """``[N, K]`` codes, of which a byte holds two, the first in its low half."""
-    return torch.stack((pairs & 15, pairs >> 4), dim=-1).reshape(-1, inputs)
 
 
 GPT_OSS = Mxfp4Scheme("_blocks", "_scales", flat=False)

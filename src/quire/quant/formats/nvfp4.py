@@ -8,11 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-
-from quire.ops.layouts import Codebook, Layout
-from quire.quant.mxfp4 import TABLE, codes_of
-from quire.quant.scheme import Part, finite, part
+from quire.quant.formats.scheme import Part, part
 from quire.weights.errors import CheckpointError
 
 BLOCK = 16
@@ -34,14 +30,6 @@ class Nvfp4Scheme:
             ".weight_scale": Part(((outputs, inputs // BLOCK),), ("F8_E4M3",), floats=1),
             self.whole: Part(((1,), (), (1, 1)), ("F32",)),
         }
-
-    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        whole = tensors[self.whole].flatten()
-        if bool((whole <= 0).any()):
-            raise CheckpointError("The checkpoint is corrupt: a scale is not positive.")
-        scale = tensors[".weight_scale"].float()
-        scale = finite("a scale", scale / whole if self.divides else scale * whole)
-        return Codebook(codes_of(tensors[self.codes], inputs), TABLE, scale, BLOCK)
 
 
 PACKED = Nvfp4Scheme(".weight_packed", ".weight_global_scale", divides=True)

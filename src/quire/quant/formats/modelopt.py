@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from quire.ops.layouts import ActivationQuant
-from quire.quant.fp8 import MX_BLOCK, Fp8Scheme
-from quire.quant.nvfp4 import MODELOPT as NVFP4
-from quire.quant.scheme import Scheme, Settings
+from quire.ops.shapes import ActivationQuant
+from quire.quant.formats.fp8 import MX_BLOCK, Fp8Scheme
+from quire.quant.formats.nvfp4 import MODELOPT as NVFP4
+from quire.quant.formats.scheme import Scheme, Settings
 from quire.weights.checkpoint import Checkpoint
 
 _SCALE = ".weight_scale"

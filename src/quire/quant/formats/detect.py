@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import torch
-
 from quire.config.quantization import CHECKPOINT_METHODS, LOAD_METHODS
-from quire.quant.at_load import LoadReader
-from quire.quant.autoround import autoround_schemes
-from quire.quant.awq import awq_schemes
-from quire.quant.bitsandbytes import bitsandbytes_schemes
-from quire.quant.compressed_tensors import compressed_tensors_schemes
-from quire.quant.fp8 import fp8_schemes
-from quire.quant.gptq import gptq_schemes
-from quire.quant.modelopt import modelopt_schemes
-from quire.quant.mxfp4 import mxfp4_schemes
-from quire.quant.reader import PlainReader, Reader, SchemeReader
-from quire.quant.scheme import Scheme
+from quire.quant.formats.autoround import autoround_schemes
+from quire.quant.formats.awq import awq_schemes
+from quire.quant.formats.bitsandbytes import bitsandbytes_schemes
+from quire.quant.formats.compressed_tensors import compressed_tensors_schemes
+from quire.quant.formats.fp8 import fp8_schemes
+from quire.quant.formats.gptq import gptq_schemes
+from quire.quant.formats.modelopt import modelopt_schemes
+from quire.quant.formats.mxfp4 import mxfp4_schemes
+from quire.quant.formats.scheme import FLOATS, Scheme, Schemes
+from quire.quant.formats.storage import Storage
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 from quire.weights.hf_checkpoint import read_json
 
-_CPU = torch.device("cpu")
-Schemes = Callable[[Checkpoint, Mapping[str, Any]], Callable[[str], Scheme | None]]
-_READERS: dict[str, Schemes] = {
+_FORMATS: dict[str, Schemes] = {
     "gptq": gptq_schemes,
     "awq": awq_schemes,
     "auto-round": autoround_schemes,
@@ -40,45 +34,36 @@ _READERS: dict[str, Schemes] = {
 _OLD_FILES = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
 _KV_SCALES = (".k_scale", ".v_scale")
 
-logger = logging.getLogger("quire.quant")
 
+def storage_of(checkpoint: Checkpoint, quantization: str | None) -> Storage:
+    """How a checkpoint's linear layers are stored.
 
-def reader_of(
-    checkpoint: Checkpoint,
-    quantization: str | None,
-    keep: Collection[str] = (),
-    device: torch.device = _CPU,
-) -> Reader:
-    """The reader of a checkpoint's linear layers.
-
-    ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
-    are (embedding, head, routers). ``device``: that of the kernels, where it is computed. Raises ``CheckpointError``
-    where the two contradict each other.
+    ``quantization``: what the user asked for. Raises ``CheckpointError`` where the two contradict each other, and for
+    settings that are unknown.
     """
     own, config = _own(checkpoint)
-    plain = PlainReader(checkpoint, device)
     if own is None:
-        return plain if quantization is None else LoadReader(plain, load_method(quantization), keep, device)
+        return Storage(checkpoint, _plain, at_load=None if quantization is None else load_method(quantization))
     if quantization is not None and CHECKPOINT_METHODS.get(quantization) != own:
         raise CheckpointError(
             f"The checkpoint is quantised already, by {own}, so that --quantization {quantization} can't apply; "
             "leave the option out."
         )
     if own == "gguf":
-        return plain
-    if config.get("kv_cache_scheme") or any(name.endswith(_KV_SCALES) for name in checkpoint.names()):
-        logger.warning(
-            "The checkpoint's scales of keys and values (kv_cache_scheme) are not used: pages hold them in the type "
-            "of activations, or of --kv-cache-dtype, whose fp8 has a finer scale for each head and token."
-        )
-    return SchemeReader(checkpoint, plain, _READERS[own](checkpoint, config))
+        return Storage(checkpoint, _plain)
+    kv_scales = bool(config.get("kv_cache_scheme")) or any(n.endswith(_KV_SCALES) for n in checkpoint.names())
+    return Storage(checkpoint, _FORMATS[own](checkpoint, config), kv_scales=kv_scales)
+
+
+def _plain(module: str) -> Scheme | None:
+    return None
 
 
 def _own(checkpoint: Checkpoint) -> tuple[str | None, Mapping[str, Any]]:
     """The checkpoint's quantisation and its settings; ``None``: it has none."""
     if checkpoint.path.is_file():
         types = {checkpoint.info(name).type for name in checkpoint.names() if len(checkpoint.info(name).shape) > 1}
-        return (None if types <= {"F32", "F16", "BF16"} else "gguf"), {}
+        return (None if types.issubset(FLOATS) else "gguf"), {}
     config = checkpoint.config.get("quantization_config")
     if config is None:
         config = next((old for file, method in _OLD_FILES.items() if (old := _old(checkpoint, file, method))), None)
@@ -88,9 +73,9 @@ def _own(checkpoint: Checkpoint) -> tuple[str | None, Mapping[str, Any]]:
     if method is None and isinstance(config, Mapping) and "config_groups" in config:
         method = "compressed-tensors"
     own = CHECKPOINT_METHODS.get(str(method))
-    if own not in _READERS:
+    if own not in _FORMATS:
         raise CheckpointError(
-            f"The checkpoint's quantisation {str(method)[:40]!r} is not supported; {', '.join(_READERS)} and GGUF are."
+            f"The checkpoint's quantisation {str(method)[:40]!r} is not supported; {', '.join(_FORMATS)} and GGUF are."
         )
     return own, config
 
@@ -101,7 +86,7 @@ def _old(checkpoint: Checkpoint, file: str, method: str) -> Mapping[str, Any] | 
 
 
 def load_method(quantization: str) -> str:
-    """The name that ``LoadReader`` has for what the user asked for. Raises ``CheckpointError`` if it has none."""
+    """The method of quantising at load that the user asked for. Raises ``CheckpointError`` if there is none."""
     method = LOAD_METHODS.get(quantization)
     if method is None:
         raise CheckpointError(

@@ -1,4 +1,4 @@
-"""How one linear layer is stored: the tensors that make it up, and the kernel layout they become."""
+"""How one linear layer is stored: the tensors that make it up."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import torch
-
-from quire.ops.layouts import Layout
+from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
-from quire.weights.tensors import RawTensor
 
-TORCH_TYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E8M0": torch.uint8,  # as its bits
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-}
 FLOATS = ("F16", "BF16", "F32")
 
 
@@ -52,24 +36,9 @@ class Scheme(Protocol):
         """The tensors of a layer. Raises ``CheckpointError`` where this scheme can't hold such a layer."""
         ...
 
-    def layout(self, tensors: Mapping[str, torch.Tensor], outputs: int, inputs: int) -> Layout:
-        """The kernel layout of a layer's tensors, whose shapes and types are those of ``parts``.
 
-        Raises ``CheckpointError`` for values that make no sense.
-        """
-        ...
-
-
-def to_torch(raw: RawTensor) -> torch.Tensor:
-    """A tensor of plain numbers, copied out of the file."""
-    return torch.from_numpy(raw.data.copy()).view(TORCH_TYPES[raw.type]).view(raw.shape)
-
-
-def finite(name: str, values: torch.Tensor) -> torch.Tensor:
-    """``values``; raises ``CheckpointError`` where one is infinite or no number."""
-    if not bool(values.isfinite().all()):
-        raise CheckpointError(f"The checkpoint is corrupt: {name} holds values that are not finite numbers.")
-    return values
+# From a checkpoint and its settings to the scheme of each module, ``None`` for a plain one.
+Schemes = Callable[[Checkpoint, Mapping[str, Any]], Callable[[str], Scheme | None]]
 
 
 @dataclass(frozen=True)
