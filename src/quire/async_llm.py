@@ -13,7 +13,7 @@ from quire.config.engine import DEFAULT_MODEL
 from quire.config.keywords import engine_config
 from quire.engine.messages import EngineRequest, TokenDelta
 from quire.engine.process import ProcessEngine
-from quire.model.support import check_config
+from quire.model.support import open_supported
 from quire.outputs import RequestOutput
 from quire.params import ParameterError, SamplingParams
 from quire.text.front import open_front
@@ -41,11 +41,11 @@ class AsyncLLM:
         """Load the model. Raises ``EngineDead`` or ``WeightsError`` when that fails."""
         with progress_bar() as progress:
             path = await asyncio.to_thread(locate, self.config, progress)
-        await asyncio.to_thread(check_config, path)
+        checkpoint = await asyncio.to_thread(open_supported, self.config, path)
         self.config = replace(self.config, model=str(path))
         self._engine = ProcessEngine(self.config)
         starting = asyncio.create_task(self._engine.start())
-        self._front = await asyncio.to_thread(open_front, self.config, path)
+        self._front = await asyncio.to_thread(open_front, self.config, checkpoint)
         await starting
         self._processor = self._front.processor(self._engine.limits)
 

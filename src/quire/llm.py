@@ -14,7 +14,7 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from quire.config.engine import DEFAULT_MODEL
 from quire.config.keywords import engine_config
 from quire.engine.inline import InlineEngine
-from quire.model.support import check_config
+from quire.model.support import open_supported
 from quire.outputs import RequestOutput
 from quire.params import SamplingParams
 from quire.text.chat_template import load_chat_template
@@ -46,13 +46,13 @@ class LLM:
         with progress_bar() as progress:
             path = locate(self.config, progress)
         self.config = replace(self.config, model=str(path))
-        check_config(path)
+        checkpoint = open_supported(self.config, path)
         from quire.runtime.build import build_runner  # and with it torch, which takes seconds
 
         runner = build_runner(self.config)
         self.phases = runner.phases  # of start-up: name -> seconds
         self._engine = InlineEngine(runner, self.config)
-        self._front = open_front(self.config, path)
+        self._front = open_front(self.config, checkpoint)
         self._processor = self._front.processor(self._engine.core.limits)
         self._ids = itertools.count()
 

@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText
 from quire.config.engine import EngineConfig
 from quire.model.fallback import FallbackLoader
 from quire.model.families import describe
+from quire.model.support import open_supported
 from quire.runtime.build import Blueprint, make_blueprint
 from quire.weights.errors import CheckpointError
 from quire.weights.hf_checkpoint import with_flat_rope
@@ -31,8 +32,12 @@ def opened(path: Path) -> Blueprint:
 
 
 def refusal(path: Path) -> str:
+    """By the server's front, at once, and by whoever builds the model."""
     with pytest.raises(CheckpointError) as caught:
         opened(path)
+    with pytest.raises(CheckpointError) as at_once:
+        open_supported(EngineConfig(), path)
+    assert str(at_once.value) == str(caught.value)
     return str(caught.value)
 
 
@@ -129,8 +134,9 @@ def test_every_field_of_a_config_is_checked(name: str) -> None:
 def test_random_weights_take_what_the_checkpoint_would(llama: Path, dtype: object, item: int) -> None:
     change(llama, config={"dtype": dtype})
     blueprint = make_blueprint(EngineConfig(model=str(llama), device="cpu", load_format="dummy"))
-    matrices = sum(t.numel() for t in load_file(llama / FILE).values() if t.dim() == 2)
-    assert blueprint.loader.check().nbytes == item * matrices
+    tensors = load_file(llama / FILE).values()
+    matrices, norms = (sum(t.numel() for t in tensors if t.dim() == dims) for dims in (2, 1))
+    assert blueprint.loader.check().nbytes == item * matrices + 4 * norms
     assert 0.95 < blueprint.loader.decoder(1, 64).nbytes / (item * matrices) < 1.05
 
 

@@ -11,6 +11,7 @@ import torch
 from quire.ops.layouts import Codebook, Dense, Fp8, GroupedInt, Int8Channel
 from quire.ops.shapes import ActivationQuant
 from quire.quant.at_load import METHODS, quantize
+from quire.quant.formats.detect import storage_of
 from quire.quant.reader import reader_of
 from tests.quant.checkpoints import NF4, tensor, write
 
@@ -118,7 +119,7 @@ def test_inputs_that_make_no_groups_stay_plain() -> None:
 @pytest.mark.parametrize("method", ["int8", "int4", "bitsandbytes", "fp8", "fp8_per_tensor", "fp8_per_block", "mxfp8"])
 def test_reader(tmp_path: Path, weight: torch.Tensor, method: str) -> None:
     tensors = {f"{m}.weight": weight.bfloat16() for m in ("lm_head", "model.layers.0.mlp.gate", "model.layers.0.up")}
-    reader = reader_of(write(tmp_path, tensors, None), method, keep=("lm_head", "mlp.gate"))
+    reader = reader_of(storage_of(write(tmp_path, tensors, None), method), keep=("lm_head", "mlp.gate"))
     for module in ("lm_head", "model.layers.0.mlp.gate"):
         assert isinstance(reader.read(module, 40, 192), Dense)
         assert reader.nbytes(module, 40, 192) == weight.numel() * 2

@@ -38,7 +38,7 @@ def read(
     path: Path, tensors: Tensors, config: dict[str, Any], n: int, k: int, stack: int = 1, growth: float = 1.1
 ) -> Layout:
     checkpoint = write(path, {LAYER + name: t for name, t in tensors.items()}, config)
-    reader = reader_of(checkpoint, None)
+    reader = reader_of(storage_of(checkpoint, None))
     assert storage_of(checkpoint, None).tensors(LAYER, n, k, stack).keys() <= set(checkpoint.names())
     layout = reader.read(LAYER, n, k, stack)
     assert layout.shape == (stack * n, k)
@@ -283,7 +283,7 @@ def test_modelopt_fp8_with_a_config_of_its_own(tmp_path: Path, algo: str) -> Non
         json.dumps({"producer": {"name": "modelopt"}, "quantization": {"quant_algo": algo, "exclude_modules": []}})
     )
     for accepted in (None, "modelopt"):
-        layout = reader_of(checkpoint, accepted).read(LAYER, 160, 192)
+        layout = reader_of(storage_of(checkpoint, accepted)).read(LAYER, 160, 192)
         assert isinstance(layout, Fp8) and layout.activation is not None
         assert layout.activation.scale == (0.125 if fixed else None)
         assert torch.equal(layout.dequantize(), made.weight)
@@ -306,14 +306,14 @@ def test_scales_of_keys_and_values_are_left_with_a_word(
     config = compressed("float-quantized", weights)
     tensors = {LAYER + name: t for name, t in made.tensors.items()}
     with caplog.at_level("WARNING", "quire"):
-        reader_of(write(tmp_path / "without", tensors, config), None)
+        reader_of(storage_of(write(tmp_path / "without", tensors, config), None))
     assert not caplog.messages
     if stated == "config":
         config["kv_cache_scheme"] = dict(weights, dynamic=False)
     else:
         tensors |= {f"model.layers.0.self_attn.{part}_scale": torch.tensor([0.5]) for part in "kv"}
     with caplog.at_level("WARNING", "quire"):
-        reader = reader_of(write(tmp_path / "with", tensors, config), None)
+        reader = reader_of(storage_of(write(tmp_path / "with", tensors, config), None))
     (message,) = caplog.messages
     assert "(kv_cache_scheme) are not used" in message and "--kv-cache-dtype" in message
     assert torch.equal(reader.read(LAYER, 160, 192).dequantize(), made.weight)
@@ -331,7 +331,7 @@ def test_compressed_tensors_targets(tmp_path: Path) -> None:
     tensors = {"model.layers.0.mlp.up_proj" + name: t for name, t in four.tensors.items()}
     tensors |= {"model.layers.1.mlp.up_proj" + name: t for name, t in eight.tensors.items()}
     tensors["model.layers.1.mlp.gate_proj.weight"] = plain
-    reader = reader_of(write(tmp_path, tensors, config), None)
+    reader = reader_of(storage_of(write(tmp_path, tensors, config), None))
     assert torch.equal(reader.read("model.layers.0.mlp.up_proj", 32, 64).dequantize(), four.weight)
     assert torch.equal(reader.read("model.layers.1.mlp.up_proj", 32, 64).dequantize(), eight.weight)
     assert torch.equal(reader.read("model.layers.1.mlp.gate_proj", 32, 64).dequantize(), plain)

@@ -37,33 +37,33 @@ def test_a_quantised_checkpoint_takes_no_other_quantisation(tmp_path: Path) -> N
     made = Gptq(32, 64, 4, 32, True, True, False)
     checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config)
     for accepted in (None, "gptq", "gptq_marlin"):
-        assert torch.equal(reader_of(checkpoint, accepted).read(LAYER, 32, 64).dequantize(), made.weight)
+        assert torch.equal(reader_of(storage_of(checkpoint, accepted)).read(LAYER, 32, 64).dequantize(), made.weight)
     for refused in ("awq", "bitsandbytes", "int8", "fp8", "gguf"):
         with pytest.raises(CheckpointError, match=f"quantised already, by gptq, so that --quantization {refused}"):
-            reader_of(checkpoint, refused)
+            storage_of(checkpoint, refused)
 
 
 def test_autoround_checkpoints_take_its_names_alone(tmp_path: Path) -> None:
     made = autoround(Gptq(32, 64, 4, 32, True, False, False), "auto_round")
     checkpoint = write(tmp_path, {LAYER + name: t for name, t in made.tensors.items()}, made.config)
     for accepted in ("auto-round", "inc"):
-        assert torch.equal(reader_of(checkpoint, accepted).read(LAYER, 32, 64).dequantize(), made.weight)
+        assert torch.equal(reader_of(storage_of(checkpoint, accepted)).read(LAYER, 32, 64).dequantize(), made.weight)
     with pytest.raises(CheckpointError, match="quantised already, by auto-round, so that --quantization gptq"):
-        reader_of(checkpoint, "gptq")
+        storage_of(checkpoint, "gptq")
 
 
 def test_plain_weights_take_only_quantisation_at_load(tmp_path: Path) -> None:
     checkpoint = write(tmp_path, {LAYER + ".weight": torch.randn(32, 64)}, None)
     for refused in ("gptq", "awq_marlin", "compressed-tensors", "mxfp4", "gguf"):
         with pytest.raises(CheckpointError, match=rf"--quantization {refused} needs .* int8, int4, nf4, fp8"):
-            reader_of(checkpoint, refused)
+            storage_of(checkpoint, refused)
 
 
 def test_gguf_blocks_are_a_quantisation_of_their_own(smollm2_path: Path) -> None:
     checkpoint = GGUFCheckpoint(smollm2_path)
-    reader_of(checkpoint, "gguf")
+    reader_of(storage_of(checkpoint, "gguf"))
     with pytest.raises(CheckpointError, match="by gguf"):
-        reader_of(checkpoint, "int4")
+        storage_of(checkpoint, "int4")
 
 
 def test_old_config_files_are_found(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_old_config_files_are_found(tmp_path: Path) -> None:
     (tmp_path / "quant_config.json").write_text(
         '{"w_bit": 4, "q_group_size": 32, "zero_point": true, "version": "GEMM"}'
     )
-    assert torch.equal(reader_of(checkpoint, None).read(LAYER, 32, 64).dequantize(), made.weight)
+    assert torch.equal(reader_of(storage_of(checkpoint, None)).read(LAYER, 32, 64).dequantize(), made.weight)
 
 
 def gptq(**changes: Any) -> tuple[Tensors, dict[str, Any]]:
@@ -127,7 +127,7 @@ def rounded(**changes: Any) -> dict[str, Any]:
 def test_settings(tmp_path: Path, config: dict[str, Any], words: str) -> None:
     checkpoint = write(tmp_path, {LAYER + ".weight": torch.randn(32, 64)}, config)
     with pytest.raises(CheckpointError, match=words) as error:
-        reader_of(checkpoint, None)
+        storage_of(checkpoint, None)
     assert "\n" not in str(error.value)
 
 
@@ -168,7 +168,7 @@ MX = Mxfp4(32, 64)
 )  # fmt: skip
 def test_values(tmp_path: Path, case: tuple[Tensors, dict[str, Any]], words: str) -> None:
     tensors, config = case
-    reader = reader_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None)
+    reader = reader_of(storage_of(write(tmp_path, {LAYER + name: t for name, t in tensors.items()}, config), None))
     with pytest.raises(CheckpointError, match=f"{LAYER}: .*{words}"):
         reader.read(LAYER, 32, 64)
 
@@ -217,7 +217,7 @@ def test_a_lost_quantisation_state(tmp_path: Path) -> None:
 def test_zero_points_that_are_there_count(tmp_path: Path) -> None:
     made = Awq(32, 64, 32)
     tensors = {LAYER + name: t for name, t in made.tensors.items()}
-    reader = reader_of(write(tmp_path, tensors, made.config | {"zero_point": False}), None)
+    reader = reader_of(storage_of(write(tmp_path, tensors, made.config | {"zero_point": False}), None))
     assert torch.equal(reader.read(LAYER, 32, 64).dequantize(), made.weight)
 
 

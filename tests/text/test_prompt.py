@@ -12,6 +12,7 @@ from quire.engine.admission import Limits
 from quire.params import ParameterError, SamplingParams
 from quire.text.front import TextFront, open_front
 from quire.text.prompt import EncodedPrompt, ModelFacts, Processor, derive_seed
+from quire.weights.checkpoint import open_checkpoint
 from quire.weights.errors import SourceError
 
 CONTEXT = 128
@@ -21,7 +22,7 @@ USER = [{"role": "user", "content": "Hello"}]
 
 @pytest.fixture(scope="module")
 def front(smollm2_path: Path) -> TextFront:
-    return open_front(EngineConfig(), smollm2_path)
+    return open_front(EngineConfig(), open_checkpoint(smollm2_path))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +32,7 @@ def processor(front: TextFront) -> Processor:
 
 def test_a_tokenizer_that_is_not_there_is_called_that(smollm2_path: Path) -> None:
     with pytest.raises(SourceError, match=r"^--tokenizer: There is no model at '\./nope'"):
-        open_front(EngineConfig(tokenizer="./nope"), smollm2_path)
+        open_front(EngineConfig(tokenizer="./nope"), open_checkpoint(smollm2_path))
 
 
 def test_all_forms_of_a_prompt_give_the_same_ids(processor: Processor) -> None:

@@ -2,63 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 
+from quire.model.inventory import DeltaTensors, LinearTensors
 from quire.model.linear import Linear
 from quire.model.recurrent import GatedDelta
 from quire.model.source import Source
 from quire.model.spec import AttentionSpec, DeltaSpec
-from quire.model.weight_map import DeltaNames, WeightMap
 from quire.ops.backend import DeltaWeights
 from quire.ops.layouts import Layout
 
-Named = Callable[[str], str]
 
-
-def gated_delta(
-    spec: DeltaSpec, names: DeltaNames, source: Source, named: Named, hidden: int, eps: float
-) -> GatedDelta:
-    width = spec.value_heads * spec.value_dim
-    layouts = _by_key_head if len(names.inputs) == 2 else _apart
-    inputs = source.pack(layouts(spec, [named(module) for module in names.inputs], source, hidden))
+def gated_delta(tensors: DeltaTensors, source: Source) -> GatedDelta:
+    layouts = [source.matrix(matrix) for matrix in tensors.inputs.weights]
+    inputs = source.pack(_by_kind(tensors.spec, *layouts) if len(layouts) == 2 else layouts)
     return GatedDelta(
-        spec,
+        tensors.spec,
         inputs=Linear(inputs),
         weights=DeltaWeights(
-            kernel=source.vector(named(names.kernel), spec.channels, 1, spec.kernel)[:, 0],
-            decay=-source.vector(named(names.decay), spec.value_heads).exp(),
-            decay_bias=source.vector(named(names.decay_bias), spec.value_heads),
+            kernel=source.vector(tensors.kernel)[:, 0],
+            decay=-source.vector(tensors.decay).exp(),
+            decay_bias=source.vector(tensors.decay_bias),
         ),
-        norm=source.vector(named(names.norm), spec.value_dim),
-        eps=eps,
-        out=Linear(source.pack([source.matrix(named(names.out), hidden, width)])),
+        norm=source.vector(tensors.norm),
+        eps=tensors.eps,
+        out=Linear(source.pack(source.matrix(matrix) for matrix in tensors.out.weights)),
     )
 
 
-def _apart(spec: DeltaSpec, modules: list[str], source: Source, hidden: int) -> Iterable[Layout]:
-    sizes = (spec.channels, spec.value_heads * spec.value_dim, spec.value_heads, spec.value_heads)
-    return [source.matrix(module, size, hidden) for module, size in zip(modules, sizes, strict=True)]
-
-
-def _by_key_head(spec: DeltaSpec, modules: list[str], source: Source, hidden: int) -> Iterable[Layout]:
+def _by_kind(spec: DeltaSpec, wide: Layout, rates: Layout) -> Iterable[Layout]:
     """Qwen3-Next has the rows of each key head together: query, key, its values, its gates; and its betas, decays."""
     values = spec.value_heads // spec.key_heads
-    wide, rates = (spec.key_dim, spec.key_dim, values * spec.value_dim, values * spec.value_dim), (values, values)
-    found = []
-    for module, parts in zip(modules, (wide, rates), strict=True):
-        layout = source.matrix(module, spec.key_heads * sum(parts), hidden)
+    of_wide = (spec.key_dim, spec.key_dim, values * spec.value_dim, values * spec.value_dim)
+    for layout, parts in ((wide, of_wide), (rates, (values, values))):
         rows = torch.arange(layout.shape[0]).view(spec.key_heads, -1).split(parts, dim=1)
-        found += [layout.rows(part.flatten()) for part in rows]
-    return found
+        yield from (layout.rows(part.flatten()) for part in rows)
 
 
-def gated_qkv(a: AttentionSpec, names: WeightMap, source: Source, named: Named, hidden: int) -> tuple[Linear, Linear]:
+def gated_qkv(a: AttentionSpec, tensors: LinearTensors, source: Source) -> tuple[Linear, Linear]:
     """Queries, keys and values, and gates; the checkpoint has each head's gate after its query."""
-    q, k, v = (named(module) for module in names.qkv)
-    queries = source.matrix(q, 2 * a.heads * a.head_dim, hidden)
+    queries, keys, values = (source.matrix(matrix) for matrix in tensors.weights)
     rows = torch.arange(queries.shape[0]).view(a.heads, 2, a.head_dim)
-    keys, values = (source.matrix(module, a.kv_heads * a.head_dim, hidden) for module in (k, v))
     qkv = source.pack([queries.rows(rows[:, 0].flatten()), keys, values])
     return Linear(qkv), Linear(source.pack([queries.rows(rows[:, 1].flatten())]))

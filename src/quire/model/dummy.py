@@ -9,7 +9,7 @@ import torch
 
 from quire.model.assemble import assemble
 from quire.model.decoder import Decoder
-from quire.model.source import WeightSizes, narrow_numbers, unread
+from quire.model.inventory import Matrix, Vector, WeightSizes, tensors_of, weight_sizes
 from quire.model.spec import DecoderSpec
 from quire.model.weight_map import WeightMap
 from quire.ops.backend import Ops, Weight
@@ -39,76 +39,50 @@ class DummyLoader:
     ) -> None:
         """``dtype``: what the checkpoint's weights would be stored in, which is what they take on a CPU."""
         self.spec = spec
-        self._names = names
         self._ops = ops
-        self._dtype = dtype if ops.device.type == "cpu" else ops.dtype
-        self._method = load_method(quantization) if quantization else None
+        self._tensors = tensors_of(spec, names, stored=())
+        stored = dtype if ops.device.type == "cpu" else ops.dtype
+        self._source = _Random(ops, stored, load_method(quantization) if quantization else None, names.kept_plain)
 
     def check(self) -> WeightSizes:
-        source = _Random(self._ops, self._dtype, self._method, self._names.kept_plain, made=False)
-        assemble(self.spec, self._names, source)
-        return WeightSizes(source.nbytes, source.widest)
+        return weight_sizes(self._tensors, self._source.nbytes)
 
     def decoder(self, threads: int, max_positions: int) -> Decoder:
         torch.manual_seed(0)
-        source = _Random(self._ops, self._dtype, self._method, self._names.kept_plain)
-        return Decoder(self.spec, assemble(self.spec, self._names, source), self._ops, max_positions)
-
-
-class _Counted:
-    """Stands for a weight that is only counted."""
-
-    shape = (0, 0)
-    nbytes = 0
+        return Decoder(self.spec, assemble(self._tensors, self._source), self._ops, max_positions)
 
 
 class _Random:
-    """A ``Source`` of normal values; not ``made``: of none, and it packs nothing."""
+    """A ``Source`` of normal values."""
 
-    def __init__(
-        self, ops: Ops, stored: torch.dtype, method: str | None, keep: Sequence[str], made: bool = True
-    ) -> None:
+    def __init__(self, ops: Ops, stored: torch.dtype, method: str | None, keep: Sequence[str]) -> None:
         self.dtype = ops.dtype
         self._stored = stored
-        self.nbytes = 0
-        self.widest = 0
-        self._device = ops.device
-        self._ops = ops if made else None
+        self._ops = ops
         self._method = method
         self._keep = tuple(keep)
 
-    def has(self, name: str) -> bool:
-        return False
+    def nbytes(self, matrix: Matrix) -> int:
+        """Once loaded."""
+        count, method = matrix.stack * matrix.outputs * matrix.inputs, self._method_of(matrix)
+        return nbytes(count, method, self._ops.device) if method else count * self._stored.itemsize
 
-    def vector(self, name: str, *shape: int) -> torch.Tensor:
-        if self._ops is None:  # arithmetic on meta tensors makes torch import its compiler: seconds
-            return torch.zeros(shape)
-        return torch.randn(shape, device=self._device) * _SCALE + 1
+    def vector(self, vector: Vector) -> torch.Tensor:
+        return torch.randn(vector.shape, device=self._ops.device) * _SCALE + 1
 
     def constant(self, values: torch.Tensor) -> torch.Tensor:
-        return values if self._ops is None else values.to(self._device)
+        return values.to(self._ops.device)
 
-    def matrix(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Layout:
-        method = None if module.endswith(self._keep) else self._method
-        count = stack * outputs * inputs
-        size = nbytes(count, method, self._device) if method else count * self._stored.itemsize
-        self.nbytes += size
-        if self._ops is None:
-            return unread(stack * outputs, inputs, size)
-        weight = torch.empty((stack * outputs, inputs), dtype=self._stored, device=self._device)
-        weight.normal_(std=_SCALE)
+    def matrix(self, matrix: Matrix) -> Layout:
+        shape, method = (matrix.stack * matrix.outputs, matrix.inputs), self._method_of(matrix)
+        weight = torch.empty(shape, dtype=self._stored, device=self._ops.device).normal_(std=_SCALE)
         return quantize(weight, method) if method else Dense(weight)
 
-    def transposed(self, name: str, stack: int, outputs: int, inputs: int) -> Layout:
-        return self.matrix(name, outputs, inputs, stack)
+    def _method_of(self, matrix: Matrix) -> str | None:
+        return None if matrix.module.endswith(self._keep) else self._method
 
     def pack(self, layouts: Iterable[Layout]) -> Weight:
-        made = list(layouts)
-        if self._ops is not None:
-            return self._ops.pack(*made)
-        self.widest = max(self.widest, narrow_numbers(made))
-        return _Counted()
+        return self._ops.pack(*layouts)
 
     def pack_stack(self, layouts: Iterable[Layout]) -> Weight:
-        made = list(layouts)
-        return self._ops.pack_stack(made) if self._ops else _Counted()
+        return self._ops.pack_stack(layouts)

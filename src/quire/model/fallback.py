@@ -6,7 +6,7 @@ read (``fallback_probe``); code from a model's repository is never run.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,8 +17,8 @@ from quire.model.decoder import Step, kv_windows
 from quire.model.fallback_class import unsupported
 from quire.model.fallback_config import class_config
 from quire.model.fallback_probe import IMPLEMENTATION, AttentionCall, probe
+from quire.model.inventory import WeightSizes
 from quire.model.pages import new_pages
-from quire.model.source import WeightSizes
 from quire.model.spec import DecoderSpec, LayerSpec, MlpSpec, NormSpec
 from quire.ops.backend import AttentionStep, Ops, Pages
 from quire.ops.layouts import Dense, Layout
@@ -180,9 +180,6 @@ class _Modules:
 
     def __init__(self, model: Any) -> None:
         self._model = model
-
-    def tensors(self, module: str, outputs: int, inputs: int, stack: int = 1) -> Mapping[str, tuple[int, ...]]:
-        return {module + ".weight": (outputs, inputs)}
 
     def nbytes(self, module: str, outputs: int, inputs: int, stack: int = 1) -> int:
         nbytes: int = self._model.get_submodule(module).weight.nbytes

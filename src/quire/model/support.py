@@ -1,24 +1,34 @@
-"""Whether a model can be run, by its config alone: without torch, so that a bad one is refused at once."""
+"""Whether a model can be run, by its config and headers alone: without torch, so that a bad one is refused at once."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from quire.config.engine import EngineConfig
+from quire.model.check import check_headers
 from quire.model.config_reader import UnsupportedVariant
 from quire.model.fallback_class import known_class
 from quire.model.families import describe
-from quire.weights.checkpoint import open_checkpoint
+from quire.model.inventory import tensors_of
+from quire.model.placing import placed
+from quire.quant.formats.detect import storage_of
+from quire.weights.checkpoint import Checkpoint, open_checkpoint
 
 
-def check_config(path: Path) -> None:
-    """Raises ``CheckpointError`` for a directory of an unknown architecture, or with a config that makes no sense.
+def open_supported(config: EngineConfig, path: Path) -> Checkpoint:
+    """The checkpoint at ``path``.
 
-    GGUF files are not looked into twice: opening one checks its architecture.
+    Raises ``CheckpointError`` for an unknown architecture or quantisation, for a config that makes no sense, and for
+    one that the tensors contradict.
     """
-    if not path.is_dir():
-        return
     checkpoint = open_checkpoint(path)
     try:
-        describe(checkpoint.config)
+        spec, names = describe(checkpoint.config)
     except UnsupportedVariant:
         known_class(checkpoint)
+        return checkpoint
+    if config.load_format != "dummy":
+        names = placed(names, checkpoint.names())
+        storage = storage_of(checkpoint, config.quantization)
+        check_headers(checkpoint, storage, tensors_of(spec, names, checkpoint.names()), names)
+    return checkpoint

@@ -15,7 +15,6 @@ from quire.quant.at_load import nbytes, quantize
 from quire.quant.formats.awq import AwqScheme
 from quire.quant.formats.bitsandbytes import EightBitScheme, FourBitScheme
 from quire.quant.formats.compressed_tensors import Int8Scheme, PackedScheme
-from quire.quant.formats.detect import storage_of
 from quire.quant.formats.fp8 import Fp8Scheme
 from quire.quant.formats.gptq import GptqScheme
 from quire.quant.formats.mxfp4 import Mxfp4Scheme
@@ -24,7 +23,6 @@ from quire.quant.formats.scheme import Scheme
 from quire.quant.formats.storage import Storage
 from quire.quant.gguf import loaded_nbytes, unpack
 from quire.quant.tensors import to_torch
-from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 from quire.weights.tensors import RawTensor
 
@@ -132,19 +130,12 @@ class LoadReader:
         return module.endswith(self._keep) if self._keep else False
 
 
-def reader_of(
-    checkpoint: Checkpoint,
-    quantization: str | None,
-    keep: Collection[str] = (),
-    device: torch.device = _CPU,
-) -> Reader:
+def reader_of(storage: Storage, keep: Collection[str] = (), device: torch.device = _CPU) -> Reader:
     """The reader of a checkpoint's linear layers.
 
-    ``quantization``: what the user asked for. ``keep``: endings of modules that quantisation at load leaves as they
-    are (embedding, head, routers). ``device``: that of the kernels, where it is computed. Raises ``CheckpointError``
-    as ``storage_of`` does.
+    ``keep``: endings of modules that quantisation at load leaves as they are (embedding, head, routers). ``device``:
+    that of the kernels, where it is computed.
     """
-    storage = storage_of(checkpoint, quantization)
     if storage.kv_scales:
         logger.warning(
             "The checkpoint's scales of keys and values (kv_cache_scheme) are not used: pages hold them in the type "

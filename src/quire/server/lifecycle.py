@@ -171,12 +171,12 @@ class Lifecycle:
         await self._engine_begun.wait()
 
         def work() -> TextFront:
-            from quire.model.support import check_config
+            from quire.model.support import open_supported
 
-            check_config(found)  # before all else is imported: what can't run is refused at once
+            checkpoint = open_supported(self._engine_config, found)  # before all else is imported: to refuse at once
             from quire.text.front import open_front
 
-            return open_front(self._engine_config, found, self._template)
+            return open_front(self._engine_config, checkpoint, self._template)
 
         return await in_thread(work)
 

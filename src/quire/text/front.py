@@ -16,7 +16,7 @@ from quire.text.decoding import TextStream
 from quire.text.output import TokenNames
 from quire.text.prompt import ModelFacts, Processor
 from quire.text.tokenizer import Tokenizer, load_tokenizer
-from quire.weights.checkpoint import open_checkpoint
+from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import SourceError
 from quire.weights.sources import locate
 
@@ -51,16 +51,17 @@ class TextFront:
         return self.tokenizer.decode(ids, skip_special_tokens=False)
 
 
-def open_front(config: EngineConfig, path: Path, chat_template: str | None = None) -> TextFront:
-    """Read what the model at ``path`` says of its text. Raises ``CheckpointError``.
+def open_front(config: EngineConfig, checkpoint: Checkpoint, chat_template: str | None = None) -> TextFront:
+    """Read what the model says of its text. Raises ``CheckpointError``.
 
     ``chat_template``: the text of a Jinja template to use instead of the model's.
     """
-    checkpoint = open_checkpoint(path)
     generation = checkpoint.generation_config
     tokenizer = template = None
     if not config.skip_tokenizer_init:
-        tokenizer = load_tokenizer(path if config.tokenizer is None else _tokenizer_source(config, config.tokenizer))
+        tokenizer = load_tokenizer(
+            checkpoint.path if config.tokenizer is None else _tokenizer_source(config, config.tokenizer)
+        )
         template = load_chat_template(tokenizer, chat_template)
     ids = generation.get("eos_token_id", checkpoint.config.get("eos_token_id"))
     return TextFront(
