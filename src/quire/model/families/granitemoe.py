@@ -27,17 +27,15 @@ WEIGHTS = WeightMap(
 
 def spec(config: Mapping[str, Any]) -> DecoderSpec:
     c = ConfigReader(config)
-    activation, norm = c.activation("silu"), llama.norm(c)
-    attention = llama.attention(c, qkv_bias=c.flag("attention_bias"))
-    experts, top_k = c.experts("num_local_experts")
-    shared = c.count("shared_intermediate_size", 0, least=0) if config["model_type"] == "granitemoeshared" else 0
-    moe = MoeSpec(
-        experts,
-        c.count("intermediate_size"),
-        activation,
-        Routing(top_k, renormalize=True),
-        shared=MlpSpec(shared, activation) if shared else None,
-    )
+    norm, attention = llama.norm(c), llama.attention(c, qkv_bias=c.flag("attention_bias"))
+    size = c.count("shared_intermediate_size", 0, least=0) if config["model_type"] == "granitemoeshared" else 0
+    moe = experts(c, MlpSpec(size, c.activation("silu")) if size else None)
     layer = LayerSpec(replace(attention, scale=c.number("attention_multiplier", 1.0)), moe, norm)
     plain = c.decoder(str(config["model_type"]), (layer,) * c.count("num_hidden_layers"), norm)
     return granite.multiplied(c, plain)
+
+
+def experts(c: ConfigReader, shared: MlpSpec | None) -> MoeSpec:
+    count, top_k = c.experts("num_local_experts")
+    size = c.count("intermediate_size")
+    return MoeSpec(count, size, c.activation("silu"), Routing(top_k, renormalize=True), shared=shared)
