@@ -42,6 +42,7 @@ class FallbackLoader:
             if name.endswith(".weight"):
                 check_type(name, checkpoint.info(name).type)
         self._calls, empty = probe(self._config, self._architecture)
+        _check_shapes(checkpoint, empty)
         self._nbytes = _nbytes(empty, self._method, ops.dtype.itemsize)
         self._widest = max(m.weight.numel() for m in _linears(empty).values()) if self._method else 0
         self.spec = _spec(self._config, self._architecture, self._calls)
@@ -85,6 +86,16 @@ class FallbackLoader:
         except Exception as error:  # a class that wants of its parts what ours don't have
             raise CheckpointError(unsupported(self._architecture, "its parts cannot be replaced")) from error
         return decoder
+
+
+def _check_shapes(checkpoint: Checkpoint, empty: Any) -> None:
+    """Of tensors that the class names as the checkpoint does; those of more dimensions may be turned on loading."""
+    names = checkpoint.names()
+    for name, parameter in empty.named_parameters():
+        if name in names and parameter.dim() <= 2:
+            checkpoint_shape, wanted = checkpoint.info(name).shape, tuple(parameter.shape)
+            if checkpoint_shape != wanted:
+                raise misshapen(name, checkpoint_shape, wanted)
 
 
 class FallbackDecoder:
