@@ -210,7 +210,7 @@ def to_fp8(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("rows", [1, 3, 40])
-@pytest.mark.parametrize("case", ["int8", "int8-fixed", "int8-zero", "fp8", "fp8-fixed", "fp8-groups"])
+@pytest.mark.parametrize("case", ["int8", "int8-scale", "int8-fixed", "int8-zero", "fp8", "fp8-fixed", "fp8-groups"])
 def test_rounded_inputs(ops: Ops, rows: int, case: str) -> None:
     """Scales are as compressed-tensors works them out; exact products of rounded inputs and weights follow."""
     torch.manual_seed(rows)
@@ -219,6 +219,9 @@ def test_rounded_inputs(ops: Ops, rows: int, case: str) -> None:
     if case == "int8":
         how, scale = ActivationQuant("int8"), top / 127.5
         want = (x / scale).round().clamp(-128, 127).double() * scale
+    elif case == "int8-scale":
+        how, scale = ActivationQuant("int8", scale=0.05), torch.tensor(0.05).double()
+        want = (x / 0.05).round().clamp(-128, 127).double() * scale
     elif case == "int8-fixed":
         how = ActivationQuant("int8", scale=0.05, zero=3)
         want = ((x / 0.05 + 3).round().clamp(-128, 127).double() - 3) * torch.tensor(0.05).double()
@@ -293,7 +296,8 @@ def test_tiny_and_huge_inputs(ops: Ops) -> None:
 @pytest.mark.parametrize("rows", [1, 3, 20])
 def test_a_broken_row_stays_alone(ops: Ops, bad: float, rows: int) -> None:
     torch.manual_seed(0)
-    for layout in (grouped(24, 64, 4, 32, False, torch.float16), Dense(torch.randn(24, 64))):
+    rounding = int8(24, 64, ActivationQuant("int8"))
+    for layout in (grouped(24, 64, 4, 32, False, torch.float16), rounding, Dense(torch.randn(24, 64))):
         packed = ops.pack(layout)
         x = torch.randn(rows, 64)
         clean = ops.linear(x, packed)

@@ -32,27 +32,35 @@ void round_group(const Inputs& how, float scale, float zero_point, int64_t count
   }
 }
 
-// Scale and zero from the values themselves. Rows with infinities are left as they are: they are lost anyway.
-void round_by_values(const Inputs& how, int64_t count, float* x) {
+// Scale and zero from the values themselves: returns the scale. Rows with infinities are left as they are, with 0 for a
+// scale: they are lost anyway.
+float round_by_values(const Inputs& how, int64_t count, float* x) {
   float low = 0.0f, high = 0.0f;
   for (int64_t i = 0; i < count; ++i) {
     low = x[i] < low ? x[i] : low;
     high = x[i] > high ? x[i] : high;
   }
   const float size = -low > high ? -low : high;
-  if (!(size > 0.0f) || size > 3e38f) return;
-  if (how.rounding == Inputs::Rounding::fp8) return round_group(how, size / 448.0f, 0.0f, count, x);
-  if (how.symmetric) return round_group(how, size / 127.5f, 0.0f, count, x);
-  const float scale = (high - low) / 255.0f;
-  const float zero_point = -128.0f - low / scale;
-  round_group(how, scale, nearbyintf(zero_point < 127.0f ? zero_point : 127.0f), count, x);
+  if (!(size > 0.0f) || size > 3e38f) return 0.0f;
+  const bool shifted = how.rounding == Inputs::Rounding::int8 && !how.symmetric;
+  const float scale = shifted ? (high - low) / 255.0f : size / (how.rounding == Inputs::Rounding::fp8 ? 448.0f : 127.5f);
+  const float zero_point = shifted ? nearbyintf(fminf(-128.0f - low / scale, 127.0f)) : 0.0f;
+  round_group(how, scale, zero_point, count, x);
+  return scale;
 }
 
-const float* as_wanted(Pool& pool, const float* x, int64_t rows, const Weight& w) {
+// ``units``: what the values of each row are integers of 8 bits times of; null: it is not one number, or they are not.
+struct Wanted {
+  const float *x, *units;
+};
+
+Wanted as_wanted(Pool& pool, const float* x, int64_t rows, const Weight& w) {
   const Inputs& how = w.inputs;
-  if (how.plain()) return x;
-  float* out = static_cast<float*>(pool.scratch(0, 3, rows * w.k * 4));
+  if (how.plain()) return {x, nullptr};
   const int64_t group = how.group ? how.group : w.k;
+  const bool integers = how.rounding == Inputs::Rounding::int8 && how.symmetric && how.zero == 0.0f && group == w.k;
+  float* out = static_cast<float*>(pool.scratch(0, 3, rows * (w.k + 1) * 4));
+  float* units = integers ? out + rows * w.k : nullptr;
   parallel(pool, rows, [&](int64_t m, int) {
     float* row = out + m * w.k;
     const float* source = x + m * w.k;
@@ -64,12 +72,14 @@ const float* as_wanted(Pool& pool, const float* x, int64_t rows, const Weight& w
     if (how.exact()) return;
     for (int64_t k = 0; k < w.k; k += group) {
       const int64_t count = w.k - k < group ? w.k - k : group;
-      if (how.scale > 0.0f) {
-        round_group(how, how.scale, how.zero, count, row + k);
+      float scale = how.scale;
+      if (scale > 0.0f) {
+        round_group(how, scale, how.zero, count, row + k);
       } else {
-        round_by_values(how, count, row + k);
+        scale = round_by_values(how, count, row + k);
       }
+      if (units) units[m] = scale;
     }
   });
-  return out;
+  return {out, units};
 }

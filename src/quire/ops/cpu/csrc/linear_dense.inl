@@ -73,12 +73,12 @@ void embed_dense_row(const Weight& w, int64_t row, float multiplier, float* out)
 template <bool Dot>
 void linear(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   if (rows <= 0) return;
-  x = as_wanted(pool, x, rows, w);
-  if (!w.dense()) return linear_grouped<Dot>(pool, x, rows, w, bias, out, stride);
+  const Wanted inputs = as_wanted(pool, x, rows, w);
+  if (!w.dense()) return linear_grouped<Dot>(pool, inputs, rows, w, bias, out, stride);
   switch (w.type) {
-    case Type::f16: return linear_dense<f16>(pool, x, rows, w, bias, out, stride);
-    case Type::bf16: return linear_dense<bf16>(pool, x, rows, w, bias, out, stride);
-    default: return linear_dense<float>(pool, x, rows, w, bias, out, stride);
+    case Type::f16: return linear_dense<f16>(pool, inputs.x, rows, w, bias, out, stride);
+    case Type::bf16: return linear_dense<bf16>(pool, inputs.x, rows, w, bias, out, stride);
+    default: return linear_dense<float>(pool, inputs.x, rows, w, bias, out, stride);
   }
 }
 

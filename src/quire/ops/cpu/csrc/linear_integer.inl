@@ -1,5 +1,5 @@
 // Products with grouped integers, in integer arithmetic: inputs are rounded to 8 bits, with a scale for each group, as
-// llama.cpp does for blocks of 32 or 256. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
+// llama.cpp does for blocks of 32 or 256, or are so by the checkpoint's own rule, with a scale for each row. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
 // AVX-VNNI, AVX-512 VNNI), or three do. A row's result does not depend on the other rows.
 
 #ifdef QUIRE_AVX2
@@ -137,8 +137,9 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
 }
 
 // Rounds ``count`` inputs of a row to 8 bits; returns their scale, and the sum of what they are then: an offset of the
-// weights must see the same inputs. What is no number makes the scale none.
-float round_to_8_bits(const float* x, int64_t count, uint8_t* out, int32_t* sum) {
+// weights must see the same inputs. ``unit``: the scale, if they are integers times that already. What is no number makes
+// the scale none.
+float round_to_8_bits(const float* x, int64_t count, const float* unit, uint8_t* out, int32_t* sum) {
   uint32_t most = 0;  // of the sizes' bits, among which NaN is the highest
   for (int64_t i = 0; i < count; ++i) {
     uint32_t bits;
@@ -148,7 +149,8 @@ float round_to_8_bits(const float* x, int64_t count, uint8_t* out, int32_t* sum)
   }
   float largest;
   memcpy(&largest, &most, 4);
-  const float inverse = largest > 1e-30f && largest < INFINITY ? 127.0f / largest : 0.0f;
+  const float scale = unit && largest < INFINITY ? *unit : largest / 127.0f;
+  const float inverse = largest > 1e-30f && largest < INFINITY ? 1.0f / scale : 0.0f;
   int32_t total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: the sum's lowest bits are the nearest integer
@@ -159,7 +161,7 @@ float round_to_8_bits(const float* x, int64_t count, uint8_t* out, int32_t* sum)
     total += static_cast<int8_t>(out[i]);
   }
   *sum = total;
-  return largest / 127.0f;
+  return scale;
 }
 
 // The inputs of quad ``q`` of a group.
@@ -197,9 +199,9 @@ struct IntegerScratch {
     return {quads + row * w.k / 4, starts + groups, scales + groups, sums + groups};
   }
 
-  // Fills in the tile of ``rows`` rows, from ``x`` on.
+  // Fills in the tile of ``rows`` rows, from ``first`` on.
   template <int Bits>
-  void fill(const Weight& w, const float* x, int64_t first, int64_t rows) const {
+  void fill(const Weight& w, const Wanted& inputs, int64_t first, int64_t rows) const {
     const int32_t zero = (w.second == Second::none ? static_cast<int32_t>(w.zero) : 0) + (Bits == 8 ? 128 : 0);
     for (int64_t m = 0; m < rows; ++m) {
       int32_t* quad = quads + first * w.k / 4 + m;
@@ -207,7 +209,8 @@ struct IntegerScratch {
         uint8_t rounded[kMaxGroup];
         int32_t sum;
         const int64_t at = first * w.groups() + g * rows + m;
-        const float scale = round_to_8_bits(x + m * w.k + g * w.group, w.group, rounded, &sum);
+        const float* x = inputs.x + (first + m) * w.k + g * w.group;
+        const float scale = round_to_8_bits(x, w.group, inputs.units ? inputs.units + first + m : nullptr, rounded, &sum);
         scales[at] = scale;
         sums[at] = static_cast<float>(sum) * scale;
         starts[at] = -zero * sum;
@@ -219,12 +222,12 @@ struct IntegerScratch {
 
 // A task is some panels, whose weights stay in L1, and a block of rows, whose inputs stay in L2.
 template <int Bits, bool Dot>
-void linear_integer(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
+void linear_integer(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   const Tiles tiles(rows, kIntegerHeight);
   const IntegerScratch scratch(pool, w, rows);
   parallel(pool, tiles.count, [&](int64_t t, int) {
     const int64_t row = tiles.start(t);
-    scratch.fill<Bits>(w, x + row * w.k, row, tiles.height(t));
+    scratch.fill<Bits>(w, x, row, tiles.height(t));
   });
   const int64_t panels = w.panels(), a_task = panels_a_task(pool, w, tiles, kLanePanels);
   const int64_t columns = (panels + a_task - 1) / a_task;
@@ -250,7 +253,7 @@ constexpr bool kIntegersGain = C != Code::table4 && C != Code::float8 && (Dot ||
 
 #else
 template <int Bits, bool Dot>
-void linear_integer(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride);
+void linear_integer(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride);
 template <Code C, bool Dot>
 constexpr bool kIntegersGain = false;
 #endif
@@ -271,13 +274,13 @@ void with_code(Code code, Call&& call) {
 }
 
 template <bool Dot>
-void linear_grouped(Pool& pool, const float* x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
+void linear_grouped(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   with_code(w.code, [&](auto code) {
     if constexpr (kIntegersGain<code, Dot>) {
-      if (w.inputs.rounding == Inputs::Rounding::by_group) {
+      if (w.inputs.rounding == Inputs::Rounding::by_group || x.units) {
         return linear_integer<bits_of(code), Dot>(pool, x, rows, w, bias, out, stride);
       }
     }
-    linear_code<code>(pool, x, rows, w, bias, out, stride);
+    linear_code<code>(pool, x.x, rows, w, bias, out, stride);
   });
 }
