@@ -37,7 +37,7 @@ def test_plan_says_what_is_too_small(smollm2_path: Path, capsys: pytest.CaptureF
 def test_generate_answers_each_line(smollm2_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = [
         {"id": 7, "prompt": "The capital of France is", "max_tokens": 4},
-        {"messages": [{"role": "user", "content": "What is the capital of France?"}]},
+        {"messages": [{"role": "user", "content": "What is the capital of Japan?"}]},
         {"prompt_token_ids": [504, 3575], "ignore_eos": True},
     ]
     prompts, answers = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
@@ -48,7 +48,7 @@ def test_generate_answers_each_line(smollm2_path: Path, tmp_path: Path, capsys: 
     assert first["id"] == 7
     assert (first["outputs"][0]["num_tokens"], third["outputs"][0]["num_tokens"]) == (4, 12)
     assert "Paris" in first["outputs"][0]["text"]
-    assert "Paris" in second["outputs"][0]["text"]
+    assert "Tokyo" in second["outputs"][0]["text"]
     capsys.readouterr()
     assert main(["generate", str(prompts), *flags]) == 0
     printed = capsys.readouterr().out.splitlines()
@@ -60,8 +60,8 @@ def test_chat_starts_a_server_of_its_own(
 ) -> None:
     """``chat -q`` starts ``quire serve``, asks, and stops it."""
     flags = ["--temperature", "0", "--max-tokens", "12"]
-    assert main(["chat", str(smollm2_path), "-q", "What is the capital of France?", *flags]) == 0
-    assert "Paris" in capsys.readouterr().out
+    assert main(["chat", str(smollm2_path), "-q", "What is the capital of Japan?", *flags]) == 0
+    assert "Tokyo" in capsys.readouterr().out
 
 
 def test_offline_benchmarks_save_their_figures(smollm2_path: Path, tmp_path: Path) -> None:
@@ -113,9 +113,10 @@ def test_where_the_system_refuses_is_said_in_one_sentence(
 
 
 def test_serve_refuses_a_bad_checkpoint_in_one_line(tmp_path: Path) -> None:
-    """The engine's process, too, tells what is wrong without a trace."""
+    """What only the engine's process sees, too, without a trace."""
     sizes = {"hidden_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1, "intermediate_size": 8}
     config = {"model_type": "llama", "vocab_size": 256, "max_position_embeddings": 64, **sizes}
+    config["rope_scaling"] = {"rope_type": "llama3"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     save_file({"model.embed_tokens.weight": torch.ones(256, 8)}, tmp_path / "model.safetensors")
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -123,11 +124,12 @@ def test_serve_refuses_a_bad_checkpoint_in_one_line(tmp_path: Path) -> None:
     tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     command = [sys.executable, "-m", "quire", "serve", str(tmp_path), "--port", "0"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    assert "lacks the tensor lm_head.weight" in done.stderr
-    first, last = done.stderr.splitlines()
-    assert first.startswith("INFO: Quire") and last.startswith("ERROR:") and not done.stdout
+    dummy = ["--load-format", "dummy"]
+    for words, flags in (("lacks the tensor model.layers.0.", []), ("'llama3' of the model's config lacks", dummy)):
+        done = subprocess.run([*command, *flags], capture_output=True, text=True, timeout=60)
+        first, last = done.stderr.splitlines()
+        assert first.startswith("INFO: Quire") and last.startswith("ERROR:") and words in last
+        assert done.returncode == 1 and not done.stdout
 
 
 def test_the_form_of_the_quick_start() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from quire.ops.backend import Ops
 from quire.ops.layouts import GroupedInt, Layout
-from tests.ops.test_linear import grouped, int8, magnitude, matrix, super_blocks
+from tests.ops.test_linear import grouped, int8, magnitude, matrix, super_blocks, super_codebook
 
 CpuOps = pytest.importorskip("quire.ops.cpu.ops", reason="the CPU kernels are not built").CpuOps
 INSTRUCTION_SETS = pytest.importorskip("quire.ops.cpu.ops").INSTRUCTION_SETS
@@ -55,6 +57,17 @@ def test_widths_zeros_and_orders(int8_ops: Ops, rows: int, bits: int) -> None:
 def test_super_blocks(int8_ops: Ops, bits: int, group: int, minimum: bool) -> None:
     check(int8_ops, super_blocks(43, 1536, bits, group, minimum), 9, True, bits, group)
     check(int8_ops, int8(43, 320), 9, True, 8, 160)
+
+
+@pytest.mark.parametrize("rows", [1, 9, 40])
+@pytest.mark.parametrize("scale_type", [torch.int8, torch.float16])
+def test_tables_of_integers(int8_ops: Ops, rows: int, scale_type: torch.dtype) -> None:
+    """GGUF's, which fit a byte; others see inputs as they are."""
+    layout = super_codebook(43, 512, scale_type)
+    check(int8_ops, layout, rows, True, 8, layout.group)
+    layout = replace(layout, table=layout.table / 3)
+    plain, x = CpuOps(2, int8_ops.instruction_set), torch.randn(rows, 512)  # type: ignore[attr-defined]
+    assert torch.equal(int8_ops.linear(x, int8_ops.pack(layout)), plain.linear(x, plain.pack(layout)))
 
 
 def test_the_largest_sums(int8_ops: Ops) -> None:

@@ -101,11 +101,11 @@ def test_seeded_request_is_the_same_alone_and_in_a_batch(pair: Pair) -> None:
 def test_answers_sensibly(smollm2_path: Path) -> None:
     llm = LLM(str(smollm2_path))
     answer = llm.chat(
-        [{"role": "user", "content": "What is the capital of France?"}],
+        [{"role": "user", "content": "What is the capital of Japan?"}],
         SamplingParams(temperature=0, max_tokens=64),
         use_tqdm=False,
     )[0].outputs[0]
-    assert "Paris" in answer.text
+    assert "Tokyo" in answer.text
     assert answer.finish_reason == "stop"
 
 

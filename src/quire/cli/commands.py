@@ -34,7 +34,7 @@ COMMANDS: tuple[Command, ...] = (
         usage="[MODEL] [options]",
         examples=(
             "quire chat",
-            'quire chat -q "What is the capital of France?"',
+            'quire chat -q "What is the capital of Japan?"',
             "quire chat --url http://127.0.0.1:8000",
         ),
     ),

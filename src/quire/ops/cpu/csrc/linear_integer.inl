@@ -2,6 +2,14 @@
 // llama.cpp does for blocks of 32 or 256, or are so by the checkpoint's own rule, with a scale for each row. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
 // AVX-VNNI, AVX-512 VNNI), or three do. A row's result does not depend on the other rows.
 
+// Entries of a table that are integers of 8 bits.
+bool is_of_bytes(const float (&table)[16]) {
+  for (float entry : table) {
+    if (entry != nearbyintf(entry) || fabsf(entry) > 127.0f) return false;
+  }
+  return true;
+}
+
 #ifdef QUIRE_AVX2
 
 // Inputs of a tile of rows.
@@ -62,11 +70,19 @@ QUIRE_INLINE Ints quad(const Ints (&words)[Fields<Bits>::kWords], Ints rest) {
   }
 }
 
-template <int Bits, bool Dot, int Q, int Rows>
-QUIRE_INLINE void multiply_run(const Ints (&words)[Fields<Bits>::kWords], Ints rest, const int32_t* a, Ints (&acc)[Rows]) {
-  if constexpr (Q < Fields<Bits>::kInputs / 4) {
-    multiply_quads<Dot>(quad<Bits, Q>(words, rest), quad<Bits, Q + 1>(words, rest), a + Q * Rows, acc);
-    multiply_run<Bits, Dot, Q + 2>(words, rest, a, acc);
+// As the products take it: bytes without a sign.
+template <Code C, int Q>
+QUIRE_INLINE Ints unsigned_quad(const Ints (&words)[Fields<bits_of(C)>::kWords], Ints rest, Ints table) {
+  const Ints codes = quad<bits_of(C), Q>(words, rest);
+  return C == Code::table4 ? byte_entries(table, codes) : codes;
+}
+
+template <Code C, bool Dot, int Q, int Rows>
+QUIRE_INLINE void multiply_run(const Ints (&words)[Fields<bits_of(C)>::kWords], Ints rest, Ints table, const int32_t* a,
+                               Ints (&acc)[Rows]) {
+  if constexpr (Q < Fields<bits_of(C)>::kInputs / 4) {
+    multiply_quads<Dot>(unsigned_quad<C, Q>(words, rest, table), unsigned_quad<C, Q + 1>(words, rest, table), a + Q * Rows, acc);
+    multiply_run<C, Dot, Q + 2>(words, rest, table, a, acc);
   }
 }
 
@@ -81,24 +97,35 @@ QUIRE_INLINE void load_run(const uint8_t* data, int64_t apart, Ints (&words)[Fie
 }
 
 // acc += the inputs of one group x its elements, which begin at ``data``.
-template <int Bits, bool Dot, int Rows>
-QUIRE_INLINE void multiply_integers(const uint8_t* data, int64_t apart, int group, const int32_t* a, Ints (&acc)[Rows]) {
-  if constexpr (Bits == 8) {
+template <Code C, bool Dot, int Rows>
+QUIRE_INLINE void multiply_integers(const uint8_t* data, int64_t apart, int group, Ints table, const int32_t* a,
+                                    Ints (&acc)[Rows]) {
+  if constexpr (has_bytes(C)) {
     for (int k = 0; k < group; k += 8, data += 64, a += 2 * Rows) {
       multiply_quads<Dot>(load_quads(data, apart), load_quads(data + 32, apart), a, acc);
     }
   } else {
-    using F = Fields<Bits>;
+    using F = Fields<bits_of(C)>;
     for (int k = 0; k < group; k += F::kInputs, data += F::kWords * 32, a += F::kInputs / 4 * Rows) {
       Ints words[F::kWords], rest{};
-      load_run<Bits, 0>(data, apart, words, rest);
-      multiply_run<Bits, Dot, 0>(words, rest, a, acc);
+      load_run<bits_of(C), 0>(data, apart, words, rest);
+      multiply_run<C, Dot, 0>(words, rest, table, a, acc);
     }
   }
 }
 
+// What is taken from elements so that they fit bytes with a sign.
+template <Code C>
+constexpr int32_t kShift = C == Code::int8 || C == Code::table4 ? 128 : 0;
+
+QUIRE_INLINE Ints byte_table(const float (&entries)[16]) {
+  uint8_t bytes[32];
+  for (int i = 0; i < 32; ++i) bytes[i] = static_cast<uint8_t>(entries[i % 16] + kShift<Code::table4>);
+  return load_words(bytes, 0);
+}
+
 // The outputs of ``kLanePanels`` panels.
-template <int Bits, bool Dot, int Rows>
+template <Code C, bool Dot, int Rows>
 QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInputs& x, const float* bias, float* out,
                                 int64_t stride) {
   const PanelPair first(w, panel);
@@ -109,6 +136,7 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
   const bool offset = w.second != Second::none;
   const int32_t *a = x.quads, *starts = x.starts;
   const float *scales = x.scales, *sums = x.sums;
+  const Ints table = C == Code::table4 ? byte_table(w.table) : Ints{};
   Lanes sum[Rows];
   QUIRE_UNROLL
   for (int m = 0; m < Rows; ++m) sum[m] = bias ? load_some(bias + column, left) : lanes(0.0f);
@@ -124,7 +152,7 @@ QUIRE_ALONE void integer_panels(const Weight& w, int64_t panel, const IntegerInp
     Ints acc[Rows];
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) acc[m] = int_lanes(starts[g * Rows + m]);
-    multiply_integers<Bits, Dot>(block + head, apart, w.group, a, acc);
+    multiply_integers<C, Dot>(block + head, apart, w.group, table, a, acc);
     const LaneAffine to = lane_affine(w, block, super, apart);
     QUIRE_UNROLL
     for (int m = 0; m < Rows; ++m) {
@@ -149,8 +177,8 @@ float round_to_8_bits(const float* x, int64_t count, const float* unit, uint8_t*
   }
   float largest;
   memcpy(&largest, &most, 4);
-  const float scale = unit && largest < INFINITY ? *unit : largest / 127.0f;
-  const float inverse = largest > 1e-30f && largest < INFINITY ? 1.0f / scale : 0.0f;
+  const bool usable = largest > 1e-30f && largest < INFINITY;
+  const float inverse = !usable ? 0.0f : unit ? 1.0f / *unit : 127.0f / largest;
   int32_t total = 0;
   for (int64_t i = 0; i < count; ++i) {
     const float magic = 12582912.0f;  // 1.5 * 2^23: the sum's lowest bits are the nearest integer
@@ -161,7 +189,7 @@ float round_to_8_bits(const float* x, int64_t count, const float* unit, uint8_t*
     total += static_cast<int8_t>(out[i]);
   }
   *sum = total;
-  return scale;
+  return usable && unit ? *unit : largest / 127.0f;
 }
 
 // The inputs of quad ``q`` of a group.
@@ -200,9 +228,9 @@ struct IntegerScratch {
   }
 
   // Fills in the tile of ``rows`` rows, from ``first`` on.
-  template <int Bits>
+  template <Code C>
   void fill(const Weight& w, const Wanted& inputs, int64_t first, int64_t rows) const {
-    const int32_t zero = (w.second == Second::none ? static_cast<int32_t>(w.zero) : 0) + (Bits == 8 ? 128 : 0);
+    const int32_t zero = (w.second == Second::none ? static_cast<int32_t>(w.zero) : 0) + kShift<C>;
     for (int64_t m = 0; m < rows; ++m) {
       int32_t* quad = quads + first * w.k / 4 + m;
       for (int64_t g = 0; g < w.groups(); ++g) {
@@ -214,20 +242,20 @@ struct IntegerScratch {
         scales[at] = scale;
         sums[at] = static_cast<float>(sum) * scale;
         starts[at] = -zero * sum;
-        for (int q = 0; q < w.group / 4; ++q, quad += rows) *quad = input_quad<Bits>(rounded, q);
+        for (int q = 0; q < w.group / 4; ++q, quad += rows) *quad = input_quad<bits_of(C)>(rounded, q);
       }
     }
   }
 };
 
 // A task is some panels, whose weights stay in L1, and a block of rows, whose inputs stay in L2.
-template <int Bits, bool Dot>
+template <Code C, bool Dot>
 void linear_integer(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   const Tiles tiles(rows, kIntegerHeight);
   const IntegerScratch scratch(pool, w, rows);
   parallel(pool, tiles.count, [&](int64_t t, int) {
     const int64_t row = tiles.start(t);
-    scratch.fill<Bits>(w, x, row, tiles.height(t));
+    scratch.fill<C>(w, x, row, tiles.height(t));
   });
   const int64_t panels = w.panels(), a_task = panels_a_task(pool, w, tiles, kLanePanels);
   const int64_t columns = (panels + a_task - 1) / a_task;
@@ -240,19 +268,19 @@ void linear_integer(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, 
       const IntegerInputs inputs = scratch.of(w, row);
       with_rows<kIntegerHeight>(tiles.height(t), [&](auto height) {
         for (int64_t p = begin; p < end; p += kLanePanels) {
-          integer_panels<Bits, Dot, height>(w, p, inputs, bias, out + row * stride, stride);
+          integer_panels<C, Dot, height>(w, p, inputs, bias, out + row * stride, stride);
         }
       });
     }
   });
 }
 
-// Without Dot, bytes would take as many instructions as floats.
+// Without Dot, whole bytes would take as many instructions as floats.
 template <Code C, bool Dot>
-constexpr bool kIntegersGain = C != Code::table4 && C != Code::float8 && (Dot || C != Code::int8);
+constexpr bool kIntegersGain = C != Code::float8 && (Dot || kShift<C> == 0);
 
 #else
-template <int Bits, bool Dot>
+template <Code C, bool Dot>
 void linear_integer(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride);
 template <Code C, bool Dot>
 constexpr bool kIntegersGain = false;
@@ -277,8 +305,9 @@ template <bool Dot>
 void linear_grouped(Pool& pool, const Wanted& x, int64_t rows, const Weight& w, const float* bias, float* out, int64_t stride) {
   with_code(w.code, [&](auto code) {
     if constexpr (kIntegersGain<code, Dot>) {
-      if (w.inputs.rounding == Inputs::Rounding::by_group || x.units) {
-        return linear_integer<bits_of(code), Dot>(pool, x, rows, w, bias, out, stride);
+      const bool wanted = w.inputs.rounding == Inputs::Rounding::by_group || x.units;
+      if (wanted && (code != Code::table4 || is_of_bytes(w.table))) {
+        return linear_integer<code, Dot>(pool, x, rows, w, bias, out, stride);
       }
     }
     linear_code<code>(pool, x.x, rows, w, bias, out, stride);

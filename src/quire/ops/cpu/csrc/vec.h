@@ -87,6 +87,8 @@ QUIRE_INLINE I8 load_byte_quads(const uint8_t* p) {
   const I8 across = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
   return _mm256_xor_si256(_mm256_shuffle_epi8(lanes, across), _mm256_set1_epi8(-128));
 }
+// The bytes of a table that bytes below 16 point to; ``table``: twice.
+QUIRE_INLINE I8 byte_entries(I8 table, I8 x) { return _mm256_shuffle_epi8(table, x); }
 // acc += the sums of the products of unsigned quads and one signed quad, twice. In assembly as ``accumulate``. By AVX-VNNI
 // (``Dot``), or for numbers below 64, whose sums of four products fit 16 bits.
 template <bool Dot>

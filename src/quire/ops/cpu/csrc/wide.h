@@ -62,6 +62,7 @@ QUIRE_INLINE WideInts load_byte_quads(const uint8_t* low, const uint8_t* high) {
   const WideInts quads = _mm512_shuffle_epi8(_mm512_permutexvar_epi32(order, load_ints(low, high)), across);
   return _mm512_xor_si512(quads, _mm512_set1_epi8(-128));
 }
+QUIRE_INLINE WideInts byte_entries(WideInts table, WideInts x) { return _mm512_shuffle_epi8(table, x); }
 template <bool Dot>
 QUIRE_INLINE void accumulate_quads(WideInts& acc, WideInts w0, const int32_t* a0, WideInts w1, const int32_t* a1) {
   if constexpr (Dot) {
