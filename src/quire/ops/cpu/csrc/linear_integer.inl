@@ -1,6 +1,7 @@
 // Products with grouped integers, in integer arithmetic: inputs are rounded to 8 bits, with a scale for each group, as
-// llama.cpp does for blocks of 32 or 256, or are so by the checkpoint's own rule, with a scale for each row. A group's sum is exact. One instruction multiplies and adds quads of bytes (Dot:
-// AVX-VNNI, AVX-512 VNNI), or three do. A row's result does not depend on the other rows.
+// llama.cpp does for blocks of 32 or 256, or are so by the checkpoint's own rule, with a scale for each row. A group's sum is
+// exact. One instruction multiplies and adds quads of bytes (Dot: AVX-VNNI, AVX-512 VNNI), or three do. A row's result does
+// not depend on the other rows.
 
 // Entries of a table that are integers of 8 bits.
 bool is_of_bytes(const float (&table)[16]) {
@@ -70,7 +71,7 @@ QUIRE_INLINE Ints quad(const Ints (&words)[Fields<Bits>::kWords], Ints rest) {
   }
 }
 
-// As the products take it: bytes without a sign.
+// As the products take it.
 template <Code C, int Q>
 QUIRE_INLINE Ints unsigned_quad(const Ints (&words)[Fields<bits_of(C)>::kWords], Ints rest, Ints table) {
   const Ints codes = quad<bits_of(C), Q>(words, rest);
@@ -114,7 +115,7 @@ QUIRE_INLINE void multiply_integers(const uint8_t* data, int64_t apart, int grou
   }
 }
 
-// What is taken from elements so that they fit bytes with a sign.
+// What elements with a sign are taken more by, so that they are bytes without one.
 template <Code C>
 constexpr int32_t kShift = C == Code::int8 || C == Code::table4 ? 128 : 0;
 
