@@ -5,13 +5,11 @@ On a GPU all variants run; in Triton's interpreter, which is slow, one.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING
 
 from quire.ops.triton import TritonOps
 from tests.model import layer_norm_cases, rms_cases, test_moe_families
@@ -24,9 +22,9 @@ from tests.model.agreement import (
     check_recorded,
     check_shared_prefix,
     expected,
-    random_model,
 )
 from tests.model.harness import Harness
+from tests.model.narrow import InBfloat16, in_bfloat16
 
 GPU = torch.cuda.is_available()
 pytestmark = [pytest.mark.gpu] if GPU else []
@@ -36,47 +34,12 @@ INTERPRETED = ("llama",)
 WAYS = (check_chunks, check_batch, check_shared_prefix, check_recorded)
 
 
-@dataclass(frozen=True)
-class Case:
-    """A model whose weights are exact in bfloat16, and how far off Transformers is in that type: the usual token, the
-    worst. Errors are those of a token's logits, as a share of their length."""
-
-    name: str
-    path: Path
-    model: Any
-    usual: float
-    worst: float
-
-    def near(self, actual: torch.Tensor, wanted: torch.Tensor) -> None:
-        """No further off than Transformers, give or take. A token whose experts are a near tie may take others."""
-        error = _errors(actual, wanted)
-        if len(error) >= 16:
-            assert error.median() < 2 * self.usual + 0.01
-        if self.name not in EXPERTS:
-            assert error.max() < 2 * self.worst + 0.02
-        else:
-            assert error.median() < max(2 * self.worst + 0.02, 0.5)
-
-
 @pytest.fixture(params=CASES if GPU else INTERPRETED, scope="module")
-def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> InBfloat16:
     settings = CASES[request.param]
     if settings["model_type"] not in CONFIG_MAPPING:
         pytest.skip("this Transformers has no such class")
-    path = tmp_path_factory.mktemp(request.param)
-    model = random_model(settings, path)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(parameter.bfloat16())
-    model.save_pretrained(path)
-    how = {"attn_implementation": "eager", "experts_implementation": "eager"}
-    narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **how)
-    error = _errors(expected(narrow.eval(), TOKENS), expected(model, TOKENS))
-    return Case(request.param, path, model, float(error.median()), float(error.max()))
-
-
-def _errors(actual: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
-    return (actual.float().cpu() - wanted).norm(dim=1) / wanted.norm(dim=1)
+    return in_bfloat16(settings, tmp_path_factory.mktemp(request.param), request.param in EXPERTS)
 
 
 def close(actual: torch.Tensor, wanted: torch.Tensor) -> None:
@@ -103,23 +66,23 @@ def check_briefly(model: Any, opened: Open, close: Close) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS if GPU else [check_briefly], ids=lambda way: way.__name__)
-def test_float32(case: Case, exact: TritonOps, way: Any) -> None:
+def test_float32(case: InBfloat16, exact: TritonOps, way: Any) -> None:
     way(case.model, lambda sequences: Harness(case.path, sequences, ops=exact), close)
 
 
 @pytest.mark.skipif(not GPU, reason="the interpreter multiplies the bits of bfloat16")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__)
-def test_bfloat16(case: Case, narrow: TritonOps, way: Any) -> None:
+def test_bfloat16(case: InBfloat16, narrow: TritonOps, way: Any) -> None:
     way(case.model, lambda sequences: Harness(case.path, sequences, ops=narrow), case.near)
 
 
 @pytest.mark.skipif(not GPU, reason="the interpreter multiplies the bits of bfloat16")
-def test_greedy_in_bfloat16(case: Case, narrow: TritonOps) -> None:
+def test_greedy_in_bfloat16(case: InBfloat16, narrow: TritonOps) -> None:
     """The token taken is Transformers', or within rounding of it."""
     wanted = expected(case.model, TOKENS)
     logits = Harness(case.path, [TOKENS], ops=narrow).step({0: len(TOKENS)})[0].float().cpu()
     chosen = wanted.gather(1, logits.argmax(dim=1, keepdim=True))[:, 0]
     short = (wanted.max(dim=1).values - chosen) / wanted.std(dim=1)
     assert short.median() == 0
-    if case.name not in EXPERTS:
+    if not case.experts:
         assert short.max() < 4 * (case.worst + 0.02)
