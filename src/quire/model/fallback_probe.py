@@ -69,13 +69,18 @@ def _mask(*, mask_function: Callable[..., Any], local_size: int | None = None, *
 def probe(config: Any, architecture: str) -> tuple[list[AttentionCall], Any]:
     """The attention of each layer, and the model without weights.
 
-    Raises ``CheckpointError`` for a class that does not leave all mixing of tokens to the attention interface.
+    Raises ``CheckpointError`` for a class that can't be made of the config, or does not leave all mixing of tokens to
+    the attention interface.
     """
     _register()
     calls: list[AttentionCall] = []
     layers = config.get_text_config().num_hidden_layers
     try:
         model = _on_meta(config)
+    except Exception as error:  # a field that is missing or spoilt, or a class with attention of its own
+        cause = " ".join(f"{type(error).__name__}: {error}".split())[:160]
+        raise CheckpointError(unsupported(architecture, f"its class can't be made of this config ({cause})")) from error
+    try:
         for name, module in model.named_modules():
             module.quire = partial(_record, calls, name, module)
         for tokens in _PROBE_TOKENS:

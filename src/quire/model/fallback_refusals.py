@@ -23,7 +23,7 @@ _REASONS: dict[str, tuple[str, ...]] = {
     ),
     "its attention mask is neither causal nor a sliding window": ("llama4", "llama4_text"),
     "what its experts compute depends on values in ways that its class can't be checked for": (
-        "jetmoe", "longcat_flash",
+        "dbrx", "jetmoe", "longcat_flash",
     ),
 }  # fmt: skip
 _ENCODERS = (
