@@ -16,7 +16,7 @@ from tests.model.agreement import TOKENS, expected, random_model
 @dataclass(frozen=True)
 class InBfloat16:
     """A model whose weights are exact in bfloat16, and how far off Transformers is in that type: the usual token, the
-    worst. Errors are those of a token's logits, as a share of their length."""
+    worst."""
 
     path: Path
     model: Any
@@ -27,7 +27,7 @@ class InBfloat16:
     def near(self, actual: torch.Tensor, wanted: torch.Tensor) -> None:
         """No further off than Transformers, give or take. A token whose experts nearly tie may take others, and then
         what follows is off, too: of such models only many tokens have a usual error."""
-        error = _errors(actual, wanted)
+        error = errors(actual, wanted)
         if len(error) >= (64 if self.experts else 16):
             assert error.median() < 2 * self.usual + 0.01
         if not self.experts:
@@ -45,9 +45,10 @@ def in_bfloat16(settings: Mapping[str, Any], path: Path, experts: bool) -> InBfl
     model.save_pretrained(path)
     how = {"attn_implementation": "eager", "experts_implementation": "eager"}
     narrow = AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16, **how)
-    error = _errors(expected(narrow.eval(), TOKENS), expected(model, TOKENS))
+    error = errors(expected(narrow.eval(), TOKENS), expected(model, TOKENS))
     return InBfloat16(path, model, experts, float(error.median()), float(error.max()))
 
 
-def _errors(actual: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+def errors(actual: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+    """Of each token's logits, as a share of their length."""
     return (actual.float().cpu() - wanted).norm(dim=1) / wanted.norm(dim=1)

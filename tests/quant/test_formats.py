@@ -14,6 +14,7 @@ from quire.ops.layouts import Codebook, Fp8, GroupedInt, Int8Channel, Layout
 from quire.quant.formats.detect import storage_of
 from quire.quant.reader import reader_of
 from tests.quant.checkpoints import (
+    LAYER,
     Awq,
     EightBit,
     Float8,
@@ -30,8 +31,6 @@ from tests.quant.checkpoints import (
     tensor,
     write,
 )
-
-LAYER = "model.layers.0.mlp.up_proj"
 
 
 def read(

@@ -14,6 +14,7 @@ from quire.quant.reader import reader_of
 from quire.weights.errors import CheckpointError
 from quire.weights.gguf_checkpoint import GGUFCheckpoint
 from tests.quant.checkpoints import (
+    LAYER,
     Awq,
     Float8,
     FourBit,
@@ -29,7 +30,6 @@ from tests.quant.checkpoints import (
     write,
 )
 
-LAYER = "model.layers.0.mlp.up_proj"
 INT8 = {"num_bits": 8, "type": "int", "strategy": "channel"}
 
 

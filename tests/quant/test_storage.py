@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from tests.quant.checkpoints import (
+    LAYER,
     Awq,
     EightBit,
     Float8,
@@ -26,7 +27,7 @@ from tests.quant.checkpoints import (
     write,
 )
 
-N, K, LAYER = 32, 64, "model.layers.0.mlp.up_proj"
+N, K = 32, 64
 BY_CHANNEL = compressed("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"})
 
 

@@ -93,9 +93,9 @@ def _check_shapes(checkpoint: Checkpoint, empty: Any) -> None:
     names = checkpoint.names()
     for name, parameter in empty.named_parameters():
         if name in names and parameter.dim() <= 2:
-            checkpoint_shape, wanted = checkpoint.info(name).shape, tuple(parameter.shape)
-            if checkpoint_shape != wanted:
-                raise misshapen(name, checkpoint_shape, wanted)
+            actual, wanted = checkpoint.info(name).shape, tuple(parameter.shape)
+            if actual != wanted:
+                raise misshapen(name, actual, wanted)
 
 
 class FallbackDecoder:

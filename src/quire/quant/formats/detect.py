@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from quire.config.quantization import CHECKPOINT_METHODS, LOAD_METHODS
@@ -52,7 +53,8 @@ def storage_of(checkpoint: Checkpoint, quantization: str | None) -> Storage:
     if own == "gguf":
         return Storage(checkpoint, _plain)
     kv_scales = bool(config.get("kv_cache_scheme")) or any(n.endswith(_KV_SCALES) for n in checkpoint.names())
-    return Storage(checkpoint, _FORMATS[own](checkpoint, config), kv_scales=kv_scales)
+    scheme_of = cache(_FORMATS[own](checkpoint, config))  # which goes through patterns, or reads JSON out of a tensor
+    return Storage(checkpoint, scheme_of, kv_scales=kv_scales)
 
 
 def _plain(module: str) -> Scheme | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError
 
-FLOATS = ("F16", "BF16", "F32")
+FLOATS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from quire.quant.formats.scheme import Part, Scheme
+from quire.quant.formats.scheme import FLOATS, Part, Scheme
 from quire.weights.checkpoint import Checkpoint
 from quire.weights.errors import CheckpointError, misshapen
 from quire.weights.tensor_types import TYPES
 
-_FLOATS = ("F32", "F16", "BF16")
-_PLAIN = (*_FLOATS, *(name for name, info in TYPES.items() if info.block > 1))
+_PLAIN = (*FLOATS, *(name for name, info in TYPES.items() if info.block > 1))
 _CODES = (".qweight", ".weight_packed")  # what quantised modules have in place of a ``.weight``
 
 
@@ -72,6 +71,6 @@ def check_type(name: str, type: str) -> None:
     """Raises ``CheckpointError`` for a type that plain weights, norms and biases can't be read from."""
     if type not in _PLAIN:
         raise CheckpointError(
-            f"The tensor {name} has the type {type}, where plain weights are {', '.join(_FLOATS)}: convert it, or, if "
+            f"The tensor {name} has the type {type}, where plain weights are {', '.join(FLOATS)}: convert it, or, if "
             "it is quantised, fetch what says how (scales, state, quantization_config), which is missing."
         )
